@@ -1,0 +1,64 @@
+"""Turns encoded pictures into uint8 arrays, and refuses what is broken, too large or not a picture.
+
+JPEG goes to simplejpeg (libjpeg-turbo; releases the GIL), everything else to Pillow with the few formats named below.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import simplejpeg
+from PIL import Image as PillowImage
+
+from data_pipeline.batch import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP")  # no other decoder of Pillow's is ever started, whatever a file's first bytes claim
+EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+MAX_PIXELS = 100_000_000  # by the header, before any pixel is decoded: a few kilobytes can announce gigabytes
+
+
+def decode(data: bytes, *, mode: str) -> Image:
+    """Decode to uint8 [H, W, C], C = 1 for mode "L" and 3 for "RGB"; ValueError says what is wrong with the bytes."""
+    if data[:3] == b"\xff\xd8\xff":
+        image = _decode_jpeg(data, mode)
+        if image is not None:
+            return image
+    with open_picture(data) as picture:
+        array = np.asarray(picture.convert(mode))
+    return array if array.ndim == 3 else array[:, :, None]
+
+
+def open_picture(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> PillowImage.Image:
+    """Open with Pillow under the limits above; ValueError where it is no picture, too large or broken off."""
+    try:
+        picture = PillowImage.open(io.BytesIO(data), formats=formats)
+        _check_size(*picture.size)
+        picture.load()
+    except (OSError, SyntaxError, PillowImage.DecompressionBombError) as error:
+        raise ValueError(f"cannot decode: {_first_line(error)}") from None
+    return picture
+
+
+def _decode_jpeg(data: bytes, mode: str) -> Image | None:
+    """None where simplejpeg declines (CMYK, broken off): Pillow then decodes it or names the fault."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(width, height)
+        if colours == "CMYK":
+            return None
+        image: Image = simplejpeg.decode_jpeg(data, colorspace="GRAY" if mode == "L" else "RGB")
+    except ValueError as error:
+        if "pixels" in str(error):
+            raise
+        return None
+    return image
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS} are decoded")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].replace(" <_io.BytesIO object>", "")

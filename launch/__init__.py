@@ -1,0 +1,1 @@
+"""Decides where it runs: the `lockstep` command."""

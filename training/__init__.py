@@ -1,0 +1,1 @@
+"""Decides what is learned: configuration, networks, the loop, evaluation and checkpoints."""

@@ -1,0 +1,1 @@
+"""What a network is trained to do: its loss, its sums over a split, its scores."""
