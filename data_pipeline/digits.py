@@ -1,19 +1,19 @@
-"""The embedded data set: 1,797 real handwritten digits, written as a folder per class and packed like a user's own.
+"""The embedded data set: 1,797 real handwritten digits, a folder per class, packed like a user's own.
 
-Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), as scikit-learn bundles it:
-8 x 8 pixels of 0..16, here enlarged to 32 x 32 grey PNGs.
+Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), as scikit-learn
+bundles it: 8 x 8 pixels of 0..16, here enlarged to 32 x 32 grey PNGs.
 """
 
 from __future__ import annotations
 
 import fcntl
-import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image as PillowImage
 
+from data_pipeline.fault import UserError
 from data_pipeline.index import DATASET_FILE
 from data_pipeline.pack import pack
 from data_pipeline.sources import class_folders
@@ -39,7 +39,8 @@ def write_digits(folder: Path) -> None:
 def ensure_digits(root: Path) -> bool:
     """Pack the digits into `root` unless a data set is there; whether this call did it.
 
-    Every process of a run may call this at once: one packs beside `root` and renames, the others wait for its lock.
+    Every process of a run may call this at once: one packs beside `root` and renames, the others wait for its
+    lock.
     """
     if (root / DATASET_FILE).exists():
         return False
@@ -48,17 +49,21 @@ def ensure_digits(root: Path) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (root / DATASET_FILE).exists():
             return False
+        if root.is_dir() and any(root.iterdir()):
+            raise UserError(
+                f"'{root}' holds files, but no data set", mend="give an empty folder or a new one"
+            )
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as folder:
             pictures, packed = Path(folder) / "pictures", Path(folder) / "packed"
             write_digits(pictures)
             source = class_folders(pictures, val_fraction=VAL_FRACTION, seed=SEED)
             pack(source, packed, workers=1, seed=SEED, shard_samples=SHARD_SAMPLES, shard_bytes=1 << 30)
-            if root.is_dir() and not any(root.iterdir()):
+            if root.is_dir():
                 root.rmdir()
             try:
-                os.rename(packed, root)
+                packed.rename(root)
             except OSError:
-                if not (root / DATASET_FILE).exists():  # another machine on the same disk may have been faster
+                # Another machine on the same disk may have been faster.
+                if not (root / DATASET_FILE).exists():
                     raise
             return True
-

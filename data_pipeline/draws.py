@@ -21,10 +21,13 @@ class Purpose(IntEnum):
     PACKING = 4
 
 
-def bit_stream(seed: int, purpose: Purpose, epoch: int = 0, *, at: tuple[int, int] = (0, 0)) -> np.random.Philox:
+def bit_stream(
+    seed: int, purpose: Purpose, epoch: int = 0, *, at: tuple[int, int] = (0, 0)
+) -> np.random.Philox:
     """A Philox stream keyed by (seed, purpose, epoch) that starts at the counter `at`.
 
-    The low two words of the counter are left to the stream (2**128 draws), so streams of different `at` never meet.
+    The low two words of the counter are left to the stream (2**128 draws), so streams of different `at` never
+    meet.
     Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011).
     """
     return np.random.Philox(key=[seed, epoch << 8 | purpose], counter=[0, 0, *at])

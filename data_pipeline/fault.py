@@ -9,12 +9,14 @@ USER_EXIT = 2
 
 
 class UserError(ValueError):
-    """The user's input is wrong: `what` is wrong and where, how to `mend` it, and the `code` it is reported under.
+    """The user's input is wrong: `what` and where, how to `mend` it, and the `code` it is reported under.
 
     `place` names what was being read, as far as it is known: shard, member, offset.
     """
 
-    def __init__(self, what: str, *, mend: str, code: str = "DATA", place: dict[str, object] | None = None) -> None:
+    def __init__(
+        self, what: str, *, mend: str, code: str = "DATA", place: dict[str, object] | None = None
+    ) -> None:
         assert code in USER_CODES, code
         super().__init__(what)
         self.what = what
@@ -38,4 +40,5 @@ def user_error_text(error: UserError, *, rank: int = 0) -> str:
 
 def _word(value: object) -> str:
     text = str(value)
-    return text if text and not any(letter.isspace() or letter in "\"'=" for letter in text) else json.dumps(text)
+    plain = text and not any(letter.isspace() or letter in "\"'=" for letter in text)
+    return text if plain else json.dumps(text)

@@ -1,4 +1,4 @@
-"""What lies beside the tars: dataset.json for the whole, and one small index per shard so that a sample is one pread.
+"""What lies beside the tars: dataset.json for the whole, an index per shard so that a sample is one pread.
 
 Shapes: R rows (samples) of a shard, M kinds of member (extensions).
 """
@@ -13,6 +13,7 @@ import zlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,8 @@ from data_pipeline.fault import UserError
 
 FORMAT = 1
 DATASET_FILE = "dataset.json"
-# WebDataset's convention: the key is the path up to the first dot of the file name, the rest names the kind of member.
+SHARD_NAME = re.compile(r"[^/\0]+\.tar", re.DOTALL)
+# WebDataset's convention: the key is the path up to the first dot of the file name, the rest the extension.
 MEMBER_NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$", re.DOTALL)
 
 
@@ -43,7 +45,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """The shards of one split in order, samples of each class, and the order-free digest of all keys (16 hex digits)."""
+    """The shards of one split in order, samples of each class, the digest of all keys (16 hex digits)."""
 
     shards: tuple[Shard, ...]
     class_counts: tuple[int, ...]
@@ -88,7 +90,7 @@ class DatasetIndex:
 
 
 class ShardIndex(NamedTuple):
-    """Where every member of one tar lies. A missing member has offset 0 (a tar header always precedes the data)."""
+    """Where every member of one tar lies. A missing one has offset 0 (a tar header precedes the data)."""
 
     keys: list[str]  # [R]
     extensions: list[str]  # [M], sorted
@@ -105,34 +107,25 @@ def write_dataset(root: Path, dataset: DatasetIndex) -> None:
 
 
 def read_dataset(root: Path) -> DatasetIndex:
-    """Read dataset.json under `root`; DATA where there is none or it is damaged, UNSAFE where a shard leaves `root`."""
+    """Read dataset.json; DATA where there is none or it is damaged, UNSAFE where a shard leaves `root`."""
     path = root / DATASET_FILE
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        dataset = _from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         where = "it holds no dataset.json" if root.is_dir() else "there is no such folder"
         raise UserError(
-            f"no data set at '{root}': {where}", mend=f"make one from your pictures: lockstep pack PICTURES {root}"
+            f"no data set at '{root}': {where}",
+            mend=f"make one from your pictures: lockstep pack PICTURES {root}",
         ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read '{path}': {error}", mend="pack the data set again") from None
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        found = raw.get("format") if isinstance(raw, dict) else "none"
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"cannot use '{path}': {error}", mend="pack the data set again") from None
+    names = [shard.name for split in dataset.splits.values() for shard in split.shards]
+    if strangers := [name for name in names if not SHARD_NAME.fullmatch(name)]:
         raise UserError(
-            f"'{path}' has format {found}, this version reads format {FORMAT}", mend="pack the data set again"
+            f"'{path}' names a shard that is no tar in its folder: {strangers[0]!r}",
+            mend="pack the data set again, or do not use it",
+            code="UNSAFE",
         )
-    try:
-        dataset = _from_json(raw)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"'{path}' is damaged: {error!r}", mend="pack the data set again") from None
-    for split in dataset.splits.values():
-        for shard in split.shards:
-            if Path(shard.name).name != shard.name:
-                raise UserError(
-                    f"'{path}' names a shard outside its folder: {shard.name!r}",
-                    mend="pack the data set again, or do not use it",
-                    code="UNSAFE",
-                )
     return dataset
 
 
@@ -142,17 +135,26 @@ def _as_json(dataset: DatasetIndex) -> dict[str, Any]:
 
 
 def _from_json(raw: dict[str, Any]) -> DatasetIndex:
-    splits = {
-        name: Split(
-            tuple(Shard(**shard) for shard in split["shards"]), tuple(split["class_counts"]), split["keys_digest"]
-        )
-        for name, split in raw["splits"].items()
-    }
+    if raw["format"] != FORMAT:
+        raise ValueError(f"it has format {raw['format']}, this version reads format {FORMAT}")
     mean, std = tuple(map(float, raw["mean"])), tuple(map(float, raw["std"]))
+    splits = {name: _split_from_json(split) for name, split in raw["splits"].items()}
     dataset = DatasetIndex(raw["task"], tuple(raw["classes"]), raw["image_mode"], mean, std, splits)
-    if dataset.image_mode not in ("L", "RGB") or len(mean) != dataset.channels or len(std) != dataset.channels:
-        raise ValueError(f"image mode {dataset.image_mode!r} with {len(mean)} means and {len(std)} deviations")
+    if dataset.image_mode not in ("L", "RGB") or not len(mean) == len(std) == dataset.channels:
+        raise ValueError(
+            f"image mode {dataset.image_mode!r} with {len(mean)} means and {len(std)} deviations"
+        )
+    if any(len(split.class_counts) != len(dataset.classes) for split in splits.values()):
+        raise ValueError(f"{len(dataset.classes)} classes, but not as many counts in each split")
     return dataset
+
+
+def _split_from_json(raw: dict[str, Any]) -> Split:
+    shards = tuple(
+        Shard(str(one["name"]), int(one["samples"]), int(one["bytes"]), str(one["sha256"]))
+        for one in raw["shards"]
+    )
+    return Split(shards, tuple(map(int, raw["class_counts"])), str(raw["keys_digest"]))
 
 
 def index_tar(path: Path) -> ShardIndex:
@@ -164,11 +166,15 @@ def index_tar(path: Path) -> ShardIndex:
                 continue
             match = MEMBER_NAME.match(member.name)
             if match is None:
-                raise UserError(f"'{path}': member {member.name!r} has no extension", mend="name members KEY.EXTENSION")
+                raise UserError(
+                    f"'{path}': member {member.name!r} has no extension", mend="name members KEY.EXTENSION"
+                )
             key, extension = match.groups()
             row = rows.setdefault(key, {})
             if extension in row:
-                raise UserError(f"'{path}': member {member.name!r} is there twice", mend="give each sample its own key")
+                raise UserError(
+                    f"'{path}': member {member.name!r} is there twice", mend="give each sample its own key"
+                )
             data.seek(member.offset_data)
             row[extension] = (member.offset_data, member.size, zlib.crc32(data.read(member.size)))
     extensions = sorted({extension for row in rows.values() for extension in row})
@@ -184,9 +190,9 @@ def index_path(shard: Path) -> Path:
 
 
 def write_shard_index(path: Path, index: ShardIndex) -> None:
-    """Write an index as a safetensors file: arrays by name that any reader of that format opens, and nothing runs."""
+    """Write an index as a safetensors file: arrays by name; reading it runs nothing."""
     encoded = [key.encode() for key in index.keys]
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "offset": np.ascontiguousarray(index.offset),
         "size": np.ascontiguousarray(index.size),
         "crc32": np.ascontiguousarray(index.crc32),
@@ -201,7 +207,7 @@ def write_shard_index(path: Path, index: ShardIndex) -> None:
 
 
 def read_shard_index(path: Path, shard: Shard) -> ShardIndex:
-    """Read the index of `shard`; DATA where it is missing, damaged, or does not fit the shard it stands beside."""
+    """Read the index of `shard`; DATA where it is missing, damaged, or does not fit the shard beside it."""
     try:
         raw = path.read_bytes()
         arrays = load_arrays(raw)
@@ -209,14 +215,14 @@ def read_shard_index(path: Path, shard: Shard) -> ShardIndex:
         about = json.loads(header["__metadata__"]["lockstep"])
         ends = [0, *arrays["key_ends"].tolist()]
         blob = arrays["keys"].tobytes()
-        keys = [blob[first:last].decode() for first, last in zip(ends, ends[1:], strict=False)]
+        keys = [blob[first:last].decode() for first, last in pairwise(ends)]
         index = ShardIndex(keys, about["extensions"], arrays["offset"], arrays["size"], arrays["crc32"])
         shape = (shard.samples, len(index.extensions))
         if len(keys) != shard.samples or any(array.shape != shape for array in index[2:]):
             raise ValueError(f"{len(keys)} samples, where dataset.json has {shard.samples}")
-        if bool(np.any(index.offset + index.size > shard.bytes)):
+        if bool(np.any(index.size > shard.bytes) or np.any(index.offset > shard.bytes - index.size)):
             raise ValueError("a member ends behind the end of its tar")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, LookupError, TypeError, ValueError, SafetensorError) as error:
         raise UserError(
             f"cannot use the index '{path}': {error}",
             mend="pack the data set again",

@@ -1,27 +1,23 @@
 """Writes pictures into WebDataset tars: the same input gives the same bytes, whatever the number of workers.
 
-Which picture goes into which tar is fixed before any worker starts. A picture that cannot be read is left out and
-reported, because one broken file must not cost a night of packing, and training must never meet it.
+Which picture goes into which tar is fixed before any worker starts. A picture that cannot be read is left out
+and reported, because one broken file must not cost a night of packing, and training must never meet it.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import multiprocessing
-from collections.abc import Iterable
+import signal
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import webdataset
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
-from PIL import ImageOps
 
-from data_pipeline.decode import FORMATS, open_picture
 from data_pipeline.draws import IntArray, Purpose, bit_stream, hash64, permutation
 from data_pipeline.fault import UserError
 from data_pipeline.index import (
@@ -35,11 +31,10 @@ from data_pipeline.index import (
     write_dataset,
     write_shard_index,
 )
+from data_pipeline.pictures import stored_picture
 from data_pipeline.sources import Picture, Source
 
 BAD_FILES = "bad_files.jsonl"
-PACK_FORMATS = (*FORMATS, "BMP", "TIFF", "PPM")  # read at packing only, stored as PNG
-EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -73,20 +68,33 @@ class Packed:
 
 
 def pack(
-    source: Source, destination: Path, *, workers: int, seed: int, shard_samples: int, shard_bytes: int
+    source: Source,
+    destination: Path,
+    *,
+    workers: int,
+    seed: int,
+    shard_samples: int,
+    shard_bytes: int,
+    progress: Callable[[int], object] | None = None,
 ) -> Packed:
     """Write the tars, their indexes and, last, dataset.json; DATA where `destination` is taken.
 
     A tar is closed at `shard_samples` samples or `shard_bytes` bytes of source files, whichever comes first.
+    `progress` is told the number of pictures of each tar that is done.
     """
     _check_free(destination)
     destination.mkdir(parents=True, exist_ok=True)
     jobs = shard_jobs(source, destination, seed=seed, shard_samples=shard_samples, shard_bytes=shard_bytes)
-    results = list(_run(jobs, workers))
+    results: list[ShardResult] = []
+    for job, result in zip(jobs, _run(jobs, workers), strict=True):
+        results.append(result)
+        if progress is not None:
+            progress(len(job.pictures))
     bad = tuple(entry for result in results for entry in result.bad)
     if bad:
         rows = [json.dumps({"path": path, "error": error}, ensure_ascii=False) for path, error in bad]
-        (destination / BAD_FILES).write_text("\n".join(rows) + "\n", encoding="utf-8")
+        text = "\n".join(rows) + "\n"
+        (destination / BAD_FILES).write_text(text, encoding="utf-8", errors="backslashreplace")
     dataset = _summed(source, [result for result in results if result.shard.samples])
     write_dataset(destination, dataset)
     return Packed(dataset, bad)
@@ -95,7 +103,7 @@ def pack(
 def shard_jobs(
     source: Source, destination: Path, *, seed: int, shard_samples: int, shard_bytes: int
 ) -> list[ShardJob]:
-    """Cut every split, in a random order fixed by `seed`, into tars: neighbours in a tar are a random sample already."""
+    """Cut every split, in a random order fixed by `seed`, into tars: neighbours are a random sample."""
     jobs: list[ShardJob] = []
     for number, split in enumerate(sorted({picture.split for picture in source.pictures})):
         members = sorted((one for one in source.pictures if one.split == split), key=lambda one: one.key)
@@ -103,7 +111,7 @@ def shard_jobs(
         chunks: list[list[Picture]] = []
         filled = 0
         for row in order:
-            size = members[row].path.stat().st_size
+            size = _bytes_of(members[row].path)
             if not chunks or len(chunks[-1]) >= shard_samples or filled + size > shard_bytes:
                 chunks.append([])
                 filled = 0
@@ -116,6 +124,14 @@ def shard_jobs(
     return jobs
 
 
+def _bytes_of(path: Path) -> int:
+    """0 for what is not there (a dangling link): the worker that comes to read it reports it."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def write_shard(job: ShardJob) -> ShardResult:
     """Write one tar and its index under temporary names and rename them; the unit of work of a worker."""
     histogram = np.zeros((3, 256), np.int64)
@@ -124,7 +140,7 @@ def write_shard(job: ShardJob) -> ShardResult:
     digest = 0
     bad: list[tuple[str, str]] = []
     part = job.path.with_name(f".{job.path.name}.part")
-    # PAX headers appear only where a name needs them (long or not ASCII); plain ustar would refuse such names.
+    # PAX headers appear only where a name needs them (long or not ASCII); plain ustar would refuse it.
     with part.open("wb") as file, webdataset.TarWriter(file, mtime=0, format="PAX_FORMAT") as tar:
         for picture in job.pictures:
             try:
@@ -147,54 +163,32 @@ def write_shard(job: ShardJob) -> ShardResult:
     return ShardResult(job.split, shard, tuple(labels), digest % 2**64, histogram, coloured, tuple(bad))
 
 
-def stored_picture(path: Path) -> tuple[str, bytes, PillowImage.Image]:
-    """The extension and bytes to store, and the decoded picture ("L" or "RGB"); ValueError where it cannot be read.
-
-    A file is stored as it is where any reader shows it as we do. What readers disagree on (EXIF orientation, 16 bits,
-    CMYK) or do not know (BMP, TIFF) is stored upright, in 8 bits, as PNG.
-    """
-    data = path.read_bytes()
-    picture = open_picture(data, formats=PACK_FORMATS)
-    kind, turned = picture.format or "", picture.getexif().get(EXIF_ORIENTATION, 1) != 1
-    shown = picture if picture.mode in ("L", "RGB") else _eight_bit(ImageOps.exif_transpose(picture))
-    as_it_is = kind in FORMATS and not turned and picture.mode in ("L", "RGB", "P", "RGBA", "LA", "1")
-    if as_it_is:
-        return {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[kind], data, shown
-    shown = _eight_bit(ImageOps.exif_transpose(picture))
-    encoded = io.BytesIO()
-    shown.save(encoded, format="PNG")
-    return "png", encoded.getvalue(), shown
-
-
-def _eight_bit(picture: PillowImage.Image) -> PillowImage.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, np.float64)
-        scale = 255 / 65535 if picture.mode.startswith("I") else 255 / max(values.max(), 1e-12)
-        return PillowImage.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
-    grey = picture.mode in ("1", "L", "LA") or (picture.mode == "P" and _grey_palette(picture))
-    return picture.convert("L" if grey else "RGB")
-
-
-def _grey_palette(picture: PillowImage.Image) -> bool:
-    colours = np.array(picture.getpalette() or [], np.int64).reshape(-1, 3)
-    return bool((colours == colours[:, :1]).all())
-
-
-def _run(jobs: list[ShardJob], workers: int) -> Iterable[ShardResult]:
-    """In the order of `jobs`. Spawned, not forked: torch is loaded here and its threads do not survive a fork."""
+def _run(jobs: list[ShardJob], workers: int) -> Iterator[ShardResult]:
+    """In the order of `jobs`. Spawned, not forked: torch is loaded, whose threads do not survive a fork."""
     if workers <= 1 or len(jobs) == 1:
-        return map(write_shard, jobs)
-    with ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(partial(write_shard), jobs))
+        yield from map(write_shard, jobs)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), spawn, initializer=_end_quietly) as pool:
+        yield from pool.map(write_shard, jobs)
+
+
+def _end_quietly() -> None:
+    """Let Ctrl-C end a worker at once and without a traceback; the parent says what there is to say."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _check_free(destination: Path) -> None:
     if (destination / DATASET_FILE).exists():
-        raise UserError(f"'{destination}' already holds a data set", mend="give another folder, or remove this one")
+        raise UserError(
+            f"'{destination}' already holds a data set", mend="give another folder, or remove this one"
+        )
     if destination.exists() and not destination.is_dir():
         raise UserError(f"'{destination}' is a file", mend="give a folder that is empty or not there yet")
     ours = (".tar", ".idx", ".part")
-    strangers = [path.name for path in destination.glob("*") if path.suffix not in ours and path.name != BAD_FILES]
+    strangers = [
+        path.name for path in destination.glob("*") if path.suffix not in ours and path.name != BAD_FILES
+    ]
     if strangers:
         raise UserError(
             f"'{destination}' holds other files, such as {sorted(strangers)[0]!r}",
@@ -206,19 +200,20 @@ def _summed(source: Source, results: list[ShardResult]) -> DatasetIndex:
     counts: dict[str, IntArray] = {}
     for result in results:
         labels = np.array(result.labels, np.int64)
-        counts[result.split] = counts.get(result.split, 0) + np.bincount(labels, minlength=len(source.classes))
+        here = np.bincount(labels, minlength=len(source.classes))
+        counts[result.split] = counts.get(result.split, 0) + here
     training = counts.get("train", np.zeros(len(source.classes), np.int64))
-    if (unseen := [name for name, count in zip(source.classes, training, strict=True) if count == 0]):
+    if unseen := [name for name, count in zip(source.classes, training, strict=True) if count == 0]:
         raise UserError(
             f"class {unseen[0]!r} has no picture in the training split that can be read",
             mend="add pictures to it, hold out fewer (--val-fraction), or remove the class",
         )
     splits = {}
-    for split in counts:
+    for split, count in counts.items():
         members = [result for result in results if result.split == split]
         digest = sum(result.keys_digest for result in members) % 2**64
         shards = tuple(result.shard for result in members)
-        splits[split] = Split(shards, tuple(counts[split].tolist()), f"{digest:016x}")
+        splits[split] = Split(shards, tuple(count.tolist()), f"{digest:016x}")
     coloured = any(result.coloured for result in results)
     histogram = sum(result.histogram for result in results if result.split == "train")
     mean, std = _moments(np.asarray(histogram)[: 3 if coloured else 1])

@@ -1,19 +1,18 @@
-"""Which samples form global batch t of epoch e, and which of them a process reads: pure, and O(shards) in memory.
+"""Which samples form global batch t of epoch e, and which of them a process reads: pure, O(shards) in memory.
 
-Shapes: S shards, N samples of the split, B samples of a *global* batch, L lanes, K samples of a shuffle block.
+Shapes: S shards, N samples of the split, B samples of a *global* batch, L lanes, K samples of a block.
 
-    epoch e:  the shards in a random order, rotated by a random offset      [0 ........................ N)
-    lanes:    cut at sample granularity into L equal spans                   [ lane 0 )[ lane 1 ) ... tail
-    blocks:   inside a lane, every K consecutive positions are permuted      [K)[K)[K)...
-    batch t:  B / L consecutive positions of every lane                      process r of W takes the r-th share
+    epoch e:  the shards in a random order, rotated at random        [0 ........................ N)
+    lanes:    cut at sample granularity into L equal spans           [ lane 0 )[ lane 1 ) ... tail
+    blocks:   in a lane, every K consecutive positions are permuted  [K)[K)[K)...
+    batch t:  B / L consecutive positions of every lane              process r of W takes the r-th share
 
-Lanes let several machines stream disjoint shards. The number of processes, loader workers and the micro-batch enter only
-in `share`, after the batch is fixed: that is the first promise, one order on any topology.
+Lanes let several machines stream disjoint shards. The number of processes, loader workers and the micro-batch
+enter only in `share`, after the batch is fixed: that is the first promise, one order on any topology.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -21,8 +20,6 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.draws import IntArray, Purpose, bit_stream, permutation
-
-LANES_AT_MOST = 8
 
 
 class Layout(NamedTuple):
@@ -54,10 +51,11 @@ class Plan:
         self.shard_samples = np.asarray(shard_samples, np.int64)
         self.shard_starts = np.cumsum(self.shard_samples) - self.shard_samples
         self.samples = int(self.shard_samples.sum())
-        self.seed, self.global_batch, self.lanes, self.shuffle_block = seed, global_batch, lanes, shuffle_block
+        self.seed, self.global_batch = seed, global_batch
+        self.lanes, self.shuffle_block = lanes, shuffle_block
         self.lane_length = self.samples // lanes
         self.steps_per_epoch = self.samples // global_batch
-        # A lane's neighbouring batches share a block, and epochs meet at their seam: both are worth remembering.
+        # A lane's neighbouring batches share a block, and epochs meet at their seam: both are worth keeping.
         self._layout = lru_cache(maxsize=2)(self._draw_layout)
         self._block = lru_cache(maxsize=4 * lanes)(self._draw_block)
 
@@ -90,28 +88,26 @@ class Plan:
         rotated = (positions + layout.rotation) % self.samples
         place = np.searchsorted(layout.ends, rotated, side="right")
         shard = layout.order[place]
-        numbers: IntArray = self.shard_starts[shard] + rotated - (layout.ends[place] - self.shard_samples[shard])
+        in_shard = rotated - (layout.ends[place] - self.shard_samples[shard])
+        numbers: IntArray = self.shard_starts[shard] + in_shard
         return numbers
 
 
-def lanes_for(global_batch: int) -> int:
-    """The default number of lanes: a pure function of the global batch, which it must divide."""
-    return math.gcd(global_batch, LANES_AT_MOST)
-
-
 def share(count: int, part: int, parts: int) -> range:
-    """The `part`-th of `parts` near-equal consecutive shares of range(count); the first ones are the larger ones."""
+    """The `part`-th of `parts` near-equal consecutive shares of range(count); the first are the larger."""
     small, larger = divmod(count, parts)
     start = part * small + min(part, larger)
     return range(start, start + small + (part < larger))
 
 
-def training_work(plan: Plan, *, steps: range, process: int, processes: int, micro_batch: int) -> Iterator[Work]:
-    """What `process` of `processes` reads in the given optimizer steps, cut into micro-batches of near-equal size.
+def training_work(
+    plan: Plan, *, steps: range, process: int, processes: int, micro_batch: int
+) -> Iterator[Work]:
+    """What `process` reads in the given optimizer steps, cut into micro-batches of near-equal size.
 
-    Near-equal, so that no micro-batch has a single sample without need: BatchNorm cannot train on one. A process whose
-    share is empty (more processes than samples in a global batch) gets one stand-in sample that does not count,
-    because it must take part in the reduction of gradients.
+    Near-equal, so that no micro-batch has a single sample without need: BatchNorm cannot train on one. A
+    process whose share is empty (more processes than samples in a global batch) gets one stand-in sample that
+    does not count, because it must take part in the reduction of gradients.
     """
     for step in steps:
         batch = plan.batch(step)
@@ -125,10 +121,10 @@ def training_work(plan: Plan, *, steps: range, process: int, processes: int, mic
 
 
 def evaluation_work(samples: int, *, batch: int, process: int, processes: int) -> Iterator[Work]:
-    """What `process` evaluates: whole batches of a fixed cut of range(samples), every sample in exactly one of them.
+    """What `process` evaluates: whole batches of a fixed cut of range(samples), every sample in exactly one.
 
-    The cut does not depend on the processes, so a batch gives the same numbers wherever it is computed; the last one
-    may be smaller, and a process may have none: no collective runs inside an evaluation.
+    The cut does not depend on the processes, so a batch gives the same numbers wherever it is computed; the
+    last one may be smaller, and a process may have none: no collective runs inside an evaluation.
     """
     batches = -(-samples // batch)
     mine = share(batches, process, processes)

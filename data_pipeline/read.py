@@ -44,7 +44,8 @@ class ShardReader:
                     place={"shard": shard.name, "member": f"{index.keys[row]}.{extension}", "offset": offset},
                 )
             members[extension] = data
-        return RawSample(work, number, index.keys[row], members, shard.name, int(index.offset[row].max()))
+        first = min((int(offset) for offset in index.offset[row] if offset), default=0)
+        return RawSample(work, number, index.keys[row], members, shard.name, first)
 
     def _open(self, position: int) -> tuple[int, ShardIndex]:
         if position in self._opened:
@@ -68,7 +69,11 @@ class ShardReader:
                 mend="copy the shard again, or pack the data set again",
                 place={"shard": shard.name},
             )
-        self._opened[position] = (descriptor, read_shard_index(index_path(path), shard))
+        try:
+            self._opened[position] = (descriptor, read_shard_index(index_path(path), shard))
+        except UserError:
+            os.close(descriptor)
+            raise
         if len(self._opened) > self._open_shards:
             self._close(self._opened.popitem(last=False)[1])
         return self._opened[position]

@@ -1,9 +1,8 @@
-"""Finds a user's pictures and their labels on disk, before anything is read: who is in which class and which split."""
+"""Finds a user's pictures and their labels on disk, before anything is read: their classes and splits."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,12 +33,15 @@ class Source:
 
 
 def class_folders(root: Path, *, val_fraction: float, seed: int) -> Source:
-    """A folder per class, below `root` or below train/, val/ and test/; DATA where there is nothing to learn from.
+    """A folder per class, below `root` or below train/, val/ and test/; DATA where there is nothing to learn.
 
-    Without split folders every class is divided by itself (stratified), `val_fraction` of it into val, by `seed`.
+    Without split folders every class is divided by itself (stratified): `val_fraction` of it into val, by
+    `seed`.
     """
     if not root.is_dir():
-        raise UserError(f"no folder '{root}'", mend="give the folder that holds one folder of pictures per class")
+        raise UserError(
+            f"no folder '{root}'", mend="give the folder that holds one folder of pictures per class"
+        )
     folders = _subfolders(root)
     if not folders:
         raise UserError(
@@ -49,14 +51,16 @@ def class_folders(root: Path, *, val_fraction: float, seed: int) -> Source:
     presplit = all(folder.name.lower() in SPLIT_FOLDERS for folder in folders)
     if not presplit:
         classes, pictures = _read_classes(root, folders, "train")
-        divided = _divide(pictures, val_fraction=val_fraction, seed=seed)
-        return Source(classes, tuple(divided), f"a folder per class, {val_fraction:.0%} of each class held out for val")
+        divided = _divide(_with_unique_keys(pictures), val_fraction=val_fraction, seed=seed)
+        kind = f"a folder per class, {val_fraction:.0%} of each class held out for val"
+        return Source(classes, tuple(divided), kind)
     names = sorted({folder.name for split in folders for folder in _subfolders(split)})
     found: list[Picture] = []
     for split in folders:
         by_class = [split / name for name in names if (split / name).is_dir()]
         found += _read_classes(split, by_class, SPLIT_FOLDERS[split.name.lower()], names)[1]
-    return Source(tuple(names), tuple(found), f"a folder per class inside {', '.join(f.name for f in folders)}")
+    kind = f"a folder per class inside {', '.join(folder.name for folder in folders)}"
+    return Source(tuple(map(_utf8, names)), tuple(_with_unique_keys(found)), kind)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -69,12 +73,7 @@ def _read_classes(
     names = names or [folder.name for folder in folders]
     pictures: list[Picture] = []
     for folder in folders:
-        paths = sorted(
-            Path(parent) / name
-            for parent, _, files in os.walk(folder)
-            for name in files
-            if name.lower().endswith(PICTURE_EXTENSIONS) and not name.startswith(".")
-        )
+        paths = _pictures_below(folder)
         if not paths:
             raise UserError(
                 f"the class folder '{folder}' holds no pictures ({', '.join(PICTURE_EXTENSIONS)})",
@@ -82,22 +81,41 @@ def _read_classes(
             )
         label = names.index(folder.name)
         pictures += [Picture(path, _key(path.relative_to(root)), label, split) for path in paths]
-    return tuple(names), _with_unique_keys(pictures)
+    return tuple(map(_utf8, names)), pictures
+
+
+def _pictures_below(folder: Path) -> list[Path]:
+    """By their names; hidden files and folders (thumbnails, notebook checkpoints) are no one's samples."""
+    paths = [Path(parent, name) for parent, _, files in os.walk(folder) for name in files]
+    return sorted(
+        path
+        for path in paths
+        if path.name.lower().endswith(PICTURE_EXTENSIONS)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def _key(path: Path) -> str:
     """The path without its extension; dots would end a WebDataset key early, so they become underscores."""
-    return path.with_suffix("").as_posix().replace(".", "_")
+    return _utf8(path.with_suffix("").as_posix()).replace(".", "_")
+
+
+def _utf8(name: str) -> str:
+    r"""A name that is not UTF-8 on the disk, which JSON cannot hold, with its odd bytes written as \xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _with_unique_keys(pictures: list[Picture]) -> list[Picture]:
     """a.jpg and a.png beside each other are two samples: the second key gets ~2."""
-    seen: Counter[str] = Counter()
+    taken: set[tuple[str, str]] = set()
     unique = []
     for picture in pictures:
-        seen[picture.key] += 1
-        number = seen[picture.key]
-        unique.append(picture if number == 1 else replace(picture, key=f"{picture.key}~{number}"))
+        key, number = picture.key, 1
+        while (picture.split, key) in taken:
+            number += 1
+            key = f"{picture.key}~{number}"
+        taken.add((picture.split, key))
+        unique.append(replace(picture, key=key))
     return unique
 
 

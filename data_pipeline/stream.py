@@ -1,8 +1,8 @@
-"""The reading pipeline: plan -> read -> decode -> augment -> collate, in one or several threads, in plan order.
+"""The reading pipeline: plan -> read -> decode -> augment -> collate, in threads, in plan order.
 
-Each worker runs the whole pipeline (a webdataset DataPipeline) on every k-th micro-batch and the main thread takes from
-the workers in turn, so the order of batches depends on neither their number nor their speed. The decoders are C code that
-releases the interpreter, which is why threads are enough.
+Each worker runs the whole pipeline (a webdataset DataPipeline) on every k-th micro-batch and the main thread
+takes from the workers in turn, so the order of batches depends on neither their number nor their speed. The
+decoders are C code that releases the interpreter, which is why threads are enough.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Steps = tuple[tuple[Transform, dict[str, object]], ...]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything between a sample's number and its pixels: where it lies, what is done to it, and with which seed."""
+    """Everything between a sample's number and its pixels: where it lies, what is done to it, the seed."""
 
     root: Path
     dataset: DatasetIndex
@@ -49,8 +49,9 @@ def stream(
 ) -> Iterator[Batch]:
     """Yield the batches that `work()` asks for, in its order.
 
-    `workers` threads of this process read ahead, `prefetch` batches each; 0 reads in the calling thread. Close the iterator
-    (or exhaust it) to end the threads. An exception in a worker is raised here, at the batch that it concerns.
+    `workers` threads of this process read ahead, `prefetch` batches each; 0 reads in the calling thread.
+    Close the iterator (or exhaust it) to end the threads. An exception in a worker is raised here, at its
+    batch.
     """
     if workers == 0:
         return iter(_pipeline(recipe, work))
@@ -100,7 +101,7 @@ def _decode(recipe: Recipe, raws: Iterator[RawSample]) -> Iterator[Sample]:
 def _augment(recipe: Recipe, samples: Iterator[Sample]) -> Iterator[Sample]:
     steps = [(TRANSFORMS[name], parameters) for name, parameters in recipe.transforms]
     for sample in samples:
-        # Keyed by the sample, not by who reads it or after what: the second promise, the same pixels on any topology.
+        # Keyed by the sample, not by who reads it or after what: the same pixels on any topology.
         bits = bit_stream(recipe.seed, Purpose.AUGMENTATION, sample.work.epoch, at=(sample.number, 0))
         draws = np.random.Generator(bits)
         image = sample.image
@@ -120,7 +121,7 @@ def _collate(recipe: Recipe, samples: Iterator[Sample]) -> Iterator[Batch]:
                 raise UserError(
                     f"pictures of different sizes in one batch: {first.key!r} {_size(first)}, "
                     f"{sample.key!r} {_size(sample)} (height, width, channels)",
-                    mend="end the transforms with one that fixes the size, such as random_resized_crop or center_crop",
+                    mend="end the transforms with one that fixes the size: random_resized_crop, center_crop",
                     code="CONFIG",
                 )
             pixels[row] = sample.image

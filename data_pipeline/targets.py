@@ -8,7 +8,8 @@ from collections.abc import Callable
 from data_pipeline.batch import RawSample
 from data_pipeline.fault import UserError
 
-CLASS_NUMBER = re.compile(rb"[0-9]{1,9}")  # ASCII digits only: int() also takes '٣', '1_0' and megabytes of digits
+# ASCII digits only: int() also takes '٣', '1_0' and megabytes of digits.
+CLASS_NUMBER = re.compile(rb"[0-9]{1,9}")
 
 
 def class_number(raw: RawSample, classes: int) -> int:

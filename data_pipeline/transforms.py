@@ -1,7 +1,7 @@
 """What is done to pixels before a batch is made; every random number comes from the sample's own generator.
 
-H W pixels, C channels. A transform takes a uint8 image [H, W, C], a generator and its parameters, and returns an image.
-Pure: the same image, generator and parameters give the same pixels in any thread or process.
+H W pixels, C channels. A transform takes a uint8 image [H, W, C], a generator and its parameters, and returns
+one. Pure: the same image, generator and parameters give the same pixels in any thread or process.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Image:
-    """Cut a rectangle of a random share of the area and a random aspect, scaled to `size` x `size`, antialiased.
+    """Cut a rectangle of random area and aspect, scaled to `size` x `size`, antialiased.
 
-    Source: Szegedy et al., Going Deeper with Convolutions (2015), as torchvision's RandomResizedCrop draws it: ten
-    tries, then the largest central rectangle of an allowed aspect.
+    Source: Szegedy et al., Going Deeper with Convolutions (2015), as torchvision's RandomResizedCrop draws
+    it: ten tries, then the largest central rectangle of an allowed aspect.
     """
     height, width = image.shape[:2]
     for _ in range(10):
@@ -90,7 +90,8 @@ def _scaled(image: Image, height: int, width: int) -> Image:
         return image
     smaller = image.shape[0] > height or image.shape[1] > width
     contiguous = np.ascontiguousarray(image)
-    scaled = cv2.resize(contiguous, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+    method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    scaled = cv2.resize(contiguous, (width, height), interpolation=method)
     return np.asarray(scaled, np.uint8).reshape(height, width, image.shape[2])
 
 

@@ -1,0 +1,237 @@
+"""Puts a job together: data set, processes, network, optimizer and what is resumed, in the order in which they depend."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+from data_pipeline.batch import Batch
+from data_pipeline.fault import UserError
+from data_pipeline.index import DatasetIndex, read_dataset
+from data_pipeline.plan import Plan, Work, training_work
+from data_pipeline.stream import Recipe, stream
+from training.checkpoint import CheckpointWriter, newest_verified, read_state, read_tensors
+from training.command import Request
+from training.config import Config
+from training.console import Console
+from training.journal import Journal
+from training.networks.classifiers import classifier
+from training.optim import build_optimizer
+from training.process import StopFlag, agree
+from training.run_directory import open_run
+from training.state import (
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    Progress,
+    check_plan,
+    load_model,
+    load_optimizer,
+    parameter_names,
+)
+from training.tasks import TASKS, Task
+from training.tracking import start_tracking
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # in accelerate's words
+
+
+@dataclass
+class Job:
+    """Everything that training needs. `model` is wrapped for the processes, `network` is the bare one inside it."""
+
+    request: Request
+    accelerator: Accelerator
+    dataset: DatasetIndex
+    plan: Plan
+    task: Task
+    model: torch.nn.Module
+    network: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    names: list[str]  # of the optimizer's parameters
+    progress: Progress
+    journal: Journal
+    console: Console
+    checkpoints: CheckpointWriter
+    stop: StopFlag
+
+    @property
+    def config(self) -> Config:
+        """What the run was told."""
+        return self.request.config
+
+    @property
+    def schedule_steps(self) -> int:
+        """Optimizer steps that the learning rate's course spans."""
+        train = self.config.train
+        return train.epochs * self.plan.steps_per_epoch if train.epochs else train.max_steps or 0
+
+    @property
+    def last_step(self) -> int:
+        """Optimizer steps after which the run ends."""
+        return min(self.schedule_steps, self.config.train.max_steps or self.schedule_steps)
+
+
+def open_dataset(config: Config) -> DatasetIndex:
+    """The data set, packed first if it is the embedded one; DATA and CONFIG where it cannot be trained on."""
+    root = Path(config.data.root)
+    if config.data.embedded == "digits":
+        from data_pipeline.digits import ensure_digits  # packing is needed once in the life of a data set
+
+        ensure_digits(root)
+    dataset = read_dataset(root)
+    if dataset.task != config.task:
+        raise UserError(
+            f"task: {config.task!r}, but '{root}' was packed for {dataset.task!r}",
+            mend=f"set --task {dataset.task}, or give another --data.root",
+            code="CONFIG",
+        )
+    dataset.split(config.data.val_split)
+    training = dataset.split(config.data.train_split)
+    if training.samples < config.train.global_batch:
+        raise UserError(
+            f"train.global_batch: {config.train.global_batch} is more than the {training.samples} samples of "
+            f"split {config.data.train_split!r}",
+            mend=f"set --train.global-batch to {training.samples} or less",
+            code="CONFIG",
+        )
+    return dataset
+
+
+def join(config: Config) -> Accelerator:
+    """Find the other processes and the device; USAGE and CONFIG where they are not those that were asked for."""
+    cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not cpu and local > torch.cuda.device_count():
+        raise UserError(
+            f"{local} processes on this machine, which has {torch.cuda.device_count()} GPUs",
+            mend="start one process per GPU, or set ACCELERATE_USE_CPU=true to train on the CPU",
+            code="USAGE",
+        )
+    if cpu and (config.train.precision == "fp16" or config.train.sync_batchnorm):
+        wrong = "train.precision: fp16" if config.train.precision == "fp16" else "train.sync_batchnorm: true"
+        raise UserError(f"{wrong} needs a GPU", mend="use bf16 or fp32, and sync_batchnorm false", code="CONFIG")
+    if cpu and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+    # Buffers are not broadcast at every step: training never reads them, and evaluation takes process zero's.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    timeout = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.train.timeout_seconds))
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=PRECISIONS[config.train.precision],
+        kwargs_handlers=[ddp, timeout],
+        log_with=None if config.tracking.wandb == "disabled" else "wandb",
+    )
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise UserError(
+            f"{asked} processes were asked for, {accelerator.num_processes} came together",
+            mend="start with torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N",
+            code="USAGE",
+        )
+    return accelerator
+
+
+def make_plan(config: Config, dataset: DatasetIndex) -> Plan:
+    """The order of samples: from the data set, the seed and the global batch alone."""
+    return Plan(
+        dataset.split(config.data.train_split).shard_samples,
+        seed=config.seed,
+        global_batch=config.train.global_batch,
+        lanes=config.lanes,
+        shuffle_block=config.data.shuffle_block,
+    )
+
+
+def make_network(config: Config, dataset: DatasetIndex, task: Task) -> torch.nn.Module:
+    """The network with initial weights that depend on the seed only."""
+    torch.manual_seed(config.seed)
+    model = config.model
+    return classifier(model.name, channels=dataset.channels, outputs=task.outputs, pretrained=model.pretrained)
+
+
+def assemble(request: Request, accelerator: Accelerator, dataset: DatasetIndex) -> Job:
+    """Everything for `loop.train`, resumed from the newest whole checkpoint of the run directory if there is one."""
+    config, run_dir = request.config, request.run_dir
+    console = Console(
+        active=accelerator.is_main_process and not request.flags.quiet, every_seconds=config.log.every_seconds
+    )
+    for line in agree(accelerator, lambda: open_run(request)):
+        console.say(line)
+    # Process zero chooses; the others read the same folder.
+    checkpoint = agree(accelerator, lambda: newest_verified(run_dir / "checkpoints", say=console.say))
+    state = read_state(checkpoint) if checkpoint else None
+    if state:
+        agree(accelerator, lambda: check_plan(state["plan"], config, dataset))
+    progress = Progress.from_json(state["progress"]) if state else Progress()
+
+    task = TASKS[config.task](len(dataset.classes))
+    network = make_network(config, dataset, task)
+    if checkpoint:
+        load_model(network, read_tensors(checkpoint, MODEL_FILE), origin=str(checkpoint))
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network) if config.train.sync_batchnorm else network
+    model, optimizer = accelerator.prepare(model, build_optimizer(model, config.optim))
+    network = accelerator.unwrap_model(model)
+    names = parameter_names(network, optimizer)
+    if checkpoint and state:
+        load_optimizer(optimizer, names, read_tensors(checkpoint, OPTIMIZER_FILE))
+        if accelerator.scaler is not None and state["scaler"]:
+            accelerator.scaler.load_state_dict(state["scaler"])
+    journal = Journal(run_dir, active=accelerator.is_main_process, committed=progress.metrics_bytes)
+    journal.write(
+        "start",
+        step=progress.step,
+        processes=accelerator.num_processes,
+        workers=config.data.workers,
+        resumed_from=checkpoint.name if checkpoint else None,
+        device=accelerator.device.type,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
+    start_tracking(accelerator, config, run_dir, console.say)
+    return Job(
+        request=request,
+        accelerator=accelerator,
+        dataset=dataset,
+        plan=make_plan(config, dataset),
+        task=task,
+        model=model,
+        network=network,
+        optimizer=optimizer,
+        names=names,
+        progress=progress,
+        journal=journal,
+        console=console,
+        checkpoints=CheckpointWriter(run_dir / "checkpoints", keep=config.checkpoint.keep),
+        stop=StopFlag(),
+    )
+
+
+def training_batches(
+    config: Config, dataset: DatasetIndex, plan: Plan, accelerator: Accelerator, *, steps: range
+) -> Iterator[Batch]:
+    """This process's micro-batches of the given optimizer steps, in order, read ahead by workers."""
+    share = -(-config.train.global_batch // accelerator.num_processes)
+    recipe = Recipe(
+        root=Path(config.data.root),
+        dataset=dataset,
+        split=config.data.train_split,
+        transforms=tuple(step.call for step in config.data.train_transforms),
+        seed=config.seed,
+        pinned=accelerator.device.type == "cuda",
+    )
+
+    def work() -> Iterator[Work]:
+        return training_work(
+            plan,
+            steps=steps,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+            micro_batch=config.train.micro_batch or share,
+        )
+
+    return stream(recipe, work, workers=config.data.workers, prefetch=config.data.prefetch)

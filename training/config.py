@@ -1,0 +1,279 @@
+"""The whole configuration as one frozen tree: every name a run can be told, with its unit and its limits.
+
+Imports neither torch nor numpy, so that `--help` and a misspelt name are answered at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+from math import gcd
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_serializer, model_validator
+
+from data_pipeline.fault import UserError as UserError
+from data_pipeline.fault import fatal_line as fatal_line
+from data_pipeline.fault import user_error_text as user_error_text
+
+LANES_AT_MOST = 8
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Size = Annotated[int, Field(gt=0, le=16384)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A branch of the tree: frozen, and no name is allowed that is not written here."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True
+    )
+
+
+def free(default: Any, **limits: Any) -> Any:
+    """Mark a field that changes where, how fast or how visibly a run goes, but not what it learns: resuming may change it."""
+    return Field(default, json_schema_extra={"free": True}, **limits)
+
+
+class Sized(Section):
+    """A transform that makes one size."""
+
+    size: Size
+    """pixels"""
+
+
+class RandomShift(Section):
+    """Move by whole pixels."""
+
+    fraction: Fraction
+    """of each side, at most"""
+
+
+class RandomResizedCrop(Sized):
+    """Cut a random rectangle and scale it."""
+
+    scale: tuple[Fraction, Fraction] = (0.08, 1.0)
+    """least and greatest share of the area"""
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    """least and greatest width / height"""
+
+
+class HorizontalFlip(Section):
+    """Mirror left and right."""
+
+    probability: Fraction = 0.5
+    """of mirroring"""
+
+
+class TransformStep(Section):
+    """One line of a list of transforms: `- {name: {parameter: value}}`; exactly one name is set."""
+
+    resize: Sized | None = None
+    center_crop: Sized | None = None
+    random_shift: RandomShift | None = None
+    random_resized_crop: RandomResizedCrop | None = None
+    horizontal_flip: HorizontalFlip | None = None
+
+    @model_validator(mode="after")
+    def _one_name(self) -> TransformStep:
+        if len(self.model_fields_set) != 1:
+            raise ValueError(f"one transform a line, here are {len(self.model_fields_set)}: {self.model_fields_set}")
+        return self
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        name, parameters = self.call
+        return {name: parameters}
+
+    @property
+    def call(self) -> tuple[str, dict[str, Any]]:
+        """The transform's name and its parameters."""
+        (name,) = self.model_fields_set
+        return name, getattr(self, name).model_dump()
+
+
+class DataConfig(Section):
+    """Which samples, and what is done to their pixels."""
+
+    root: str = free("data")
+    """folder with dataset.json; a resumed run checks its content, so it may move"""
+    embedded: Literal["none", "digits"] = "none"
+    """data set that comes with lockstep, packed into `root` on first use"""
+    train_split: str = "train"
+    """split to learn from"""
+    val_split: str = "val"
+    """split to evaluate"""
+    train_transforms: tuple[TransformStep, ...] = ()
+    """applied in order to training images"""
+    eval_transforms: tuple[TransformStep, ...] = ()
+    """applied in order to images that are evaluated"""
+    lanes: PositiveInt | None = None
+    """streams that a global batch is dealt from; default: greatest common divisor of the global batch and 8"""
+    shuffle_block: PositiveInt = 4096
+    """consecutive samples of a lane that are permuted together"""
+    workers: int = free(2, ge=0, le=256)
+    """reader threads *per process*; 0 reads in the training thread"""
+    prefetch: PositiveInt = free(4)
+    """batches that each worker reads ahead"""
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    name: str = "resnet10t"
+    """a timm network"""
+    pretrained: bool = False
+    """start from timm's published weights instead of random ones"""
+
+
+class OptimConfig(Section):
+    """How weights change."""
+
+    name: Literal["sgd", "adamw"] = "adamw"
+    """update rule"""
+    lr: Rate = 1e-3
+    """peak learning rate"""
+    weight_decay: Rate = 0.05
+    """decoupled (adamw) or added to the gradient (sgd); never on biases and norms"""
+    momentum: Fraction = 0.9
+    """of sgd (Nesterov); first moment of adamw"""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """course of the rate after the warm-up"""
+    warmup_steps: int = Field(0, ge=0)
+    """optimizer steps over which the rate rises linearly from zero"""
+    final_lr: Rate = 0.0
+    """rate at the end of the cosine"""
+    clip_norm: float | None = Field(None, gt=0)
+    """largest L2 norm of the whole gradient; default: not clipped"""
+
+
+class TrainConfig(Section):
+    """How long and in what portions."""
+
+    global_batch: PositiveInt = 64
+    """samples of one optimizer step, *all processes together*"""
+    micro_batch: PositiveInt | None = free(None)
+    """samples of one forward pass, *per process*, at most; default: the process's whole share"""
+    epochs: PositiveInt | None = 5
+    """passes over the training split; they fix the length of the schedule"""
+    max_steps: PositiveInt | None = None
+    """stop after this many optimizer steps; fixes the length of the schedule only where `epochs` is none"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """of the forward and backward pass; weights and losses stay fp32"""
+    timeout_seconds: float = free(600.0, gt=0)
+    """processes that wait longer than this for one another fail"""
+    sync_batchnorm: bool = False
+    """BatchNorm over the global micro-batch instead of each process's own; GPUs only"""
+
+
+class EvalConfig(Section):
+    """When and in what portions the validation split is scored."""
+
+    every_epochs: PositiveInt = 1
+    """passes over the training split between evaluations; the last step is always evaluated"""
+    batch: PositiveInt = 128
+    """samples of one forward pass; the cut does not depend on the processes"""
+
+
+class CheckpointConfig(Section):
+    """When the training state is saved; also after every evaluation and at the end."""
+
+    every_steps: PositiveInt | None = free(None)
+    """optimizer steps between checkpoints; default: only after evaluations"""
+    keep: PositiveInt = free(2)
+    """newest checkpoints kept, beside the best"""
+
+
+class LogConfig(Section):
+    """How much is written down."""
+
+    every_steps: PositiveInt = free(1)
+    """optimizer steps between training records in metrics.jsonl"""
+    every_seconds: float = free(5.0, gt=0)
+    """seconds between progress lines where there is no terminal"""
+
+
+class TrackingConfig(Section):
+    """Where else records go."""
+
+    wandb: Literal["disabled", "offline", "online"] = free("disabled")
+    """Weights & Biases; `offline` writes into the run directory"""
+    project: str = free("lockstep", min_length=1, max_length=128)
+    """project name there"""
+
+
+class DebugConfig(Section):
+    """Proofs, for those who want to see them."""
+
+    batch_digest: Literal["none", "keys", "pixels"] = free("none")
+    """order-free digest of each global batch in metrics.jsonl: of its keys, or of keys, pixels and targets"""
+
+
+class Config(Section):
+    """Everything that a run can be told."""
+
+    task: Literal["multiclass"] = "multiclass"
+    """what is learned; must be the data set's task"""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """fixes the order of samples, their augmentation and the initial weights"""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    debug: DebugConfig = DebugConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if self.train.epochs is None and self.train.max_steps is None:
+            raise ValueError("train.epochs and train.max_steps are both none; one of them must end the run")
+        if self.train.global_batch % self.lanes:
+            raise ValueError(f"data.lanes {self.lanes} must divide train.global_batch {self.train.global_batch}")
+        return self
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of the plan, also where `data.lanes` leaves it to us."""
+        return self.data.lanes or gcd(self.train.global_batch, LANES_AT_MOST)
+
+    def as_yaml(self) -> str:
+        """The resolved configuration as text: config.yaml, and what --print-config prints."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json", exclude_unset=False), sort_keys=False)
+        return text
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with lockstep."""
+    found = resources.files("training").joinpath("recipes").iterdir()
+    return sorted(Path(item.name).stem for item in found if item.name.endswith(".yaml"))
+
+
+def changed(before: dict[str, Any], config: Config) -> list[str]:
+    """The keys that decide what is learned and differ: "train.global_batch: 64 -> 128"."""
+    after = config.model_dump(mode="json")
+    decisive = [name for name, field in fields_of(Config) if not (field.json_schema_extra or {}).get("free")]
+    if config.train.epochs is not None:
+        decisive.remove("train.max_steps")  # then it only ends the run: the schedule's length comes from the epochs
+    pairs = ((name, _at(before, name), _at(after, name)) for name in decisive)
+    return [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]
+
+
+def _at(tree: Any, name: str) -> Any:
+    for part in name.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def fields_of(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and pydantic field of every leaf of the tree."""
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from fields_of(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field

@@ -1,0 +1,103 @@
+"""Numbers that processes add up: sums of a step, and the proof that an evaluation saw every sample once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from data_pipeline.batch import Batch
+from data_pipeline.draws import IntArray, hash64
+
+DIGEST_PARTS = 4  # of 16 bits each: as float64 they add exactly over any number of processes
+
+
+def digest_parts(digest: int) -> list[float]:
+    """A 64-bit digest as four numbers that float64 adds without rounding."""
+    return [float(digest >> 16 * part & 0xFFFF) for part in range(DIGEST_PARTS)]
+
+
+def joined_digest(parts: list[float]) -> str:
+    """The sum modulo 2**64 of all digests whose parts were added up, as 16 hex digits."""
+    return f"{sum(int(value) << 16 * part for part, value in enumerate(parts)) % 2**64:016x}"
+
+
+def batch_digest(batch: Batch, images_BCHW: torch.Tensor, targets_B: torch.Tensor, *, pixels: bool) -> int:
+    """Sum modulo 2**64 of a hash per valid sample: of its key, or of key, pixels and target as the model gets them."""
+    if not bool(batch.valid.all()):
+        return 0
+    total = 0
+    images, targets = (images_BCHW.cpu().numpy(), targets_B.cpu().numpy()) if pixels else (None, None)
+    for row, key in enumerate(batch.keys):
+        seen = [] if images is None or targets is None else [images[row].tobytes(), targets[row].tobytes()]
+        total += hash64(key.encode(), *seen)
+    return total % 2**64
+
+
+class SharedSums:
+    """A vector of float64 sums over all processes, under way while the next step computes."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values
+        together = dist.is_initialized() and dist.get_world_size() > 1
+        self._work = dist.all_reduce(values, async_op=True) if together else None
+
+    def result(self) -> list[float]:
+        """Wait for the sums."""
+        if self._work is not None:
+            self._work.wait()
+        values: list[float] = self._values.tolist()
+        return values
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Proof of an evaluation: samples expected, delivered, distinct, and the order-free digest of their keys."""
+
+    expected: int
+    seen: int
+    unique: int
+    digest: str
+
+    def check(self, digest: str) -> None:
+        """RuntimeError unless every sample of the split was seen exactly once (`digest`: of the split's keys)."""
+        if not self.expected == self.seen == self.unique or self.digest != digest:
+            raise RuntimeError(
+                f"the evaluation is not of the whole split: expected {self.expected} samples with key digest {digest}, "
+                f"saw {self.seen}, {self.unique} of them distinct, with digest {self.digest}"
+            )
+
+
+Runs = list[tuple[int, int]]  # [first, last) intervals of sample numbers
+
+
+def add_to_runs(runs: Runs, numbers: IntArray) -> None:
+    """Append sample numbers as intervals; an evaluation reads neighbours, so a process holds very few."""
+    ordered = np.sort(numbers)
+    breaks = np.flatnonzero(np.diff(ordered) != 1) + 1
+    for piece in np.split(ordered, breaks):
+        first, last = int(piece[0]), int(piece[-1]) + 1
+        if runs and runs[-1][1] == first:
+            first = runs.pop()[0]
+        runs.append((first, last))
+
+
+def distinct(runs: Runs) -> int:
+    """How many different numbers the intervals cover."""
+    covered, end = 0, 0
+    for first, last in sorted(runs):
+        covered += max(0, last - max(first, end))
+        end = max(end, last)
+    return covered
+
+
+def gather_runs(runs: Runs) -> Runs:
+    """The intervals of all processes."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return runs
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, runs)
+    return [run for theirs in everyone for run in theirs]

@@ -1,0 +1,51 @@
+"""Prints `--help`: every option with its unit and the value that it has now. tyro lays it out, `command` reads the words."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import tyro
+import yaml
+from pydantic import create_model
+
+from training.command import MODES, Flags
+from training.config import Config, Section, recipe_names
+
+HEAD = f"""lockstep: train, evaluate and resume vision models on any number of processes.
+
+  run.py [{"|".join(MODES)}] [--config RECIPE|FILE.yaml] [--section.field VALUE ...]
+
+Recipes: {", ".join(recipe_names())}. Values in brackets are those of the recipe and flags given here."""
+
+
+def print_manual(config: Config) -> None:
+    """Print the manual with `config`'s values as defaults."""
+    manual = _plain(Config, config)
+    both = create_model("Manual", __base__=(Flags, manual), __doc__=HEAD)
+    try:
+        tyro.cli(both, prog="run.py", description=HEAD, args=["--help"], config=(tyro.conf.FlagConversionOff,))
+    except SystemExit:
+        sys.stdout.flush()
+
+
+def _plain(section: type[Section], values: Section) -> type[Section]:
+    """The section with lists and trees as YAML text, which is how `command` reads them, and `values` as defaults."""
+    fields: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        value = getattr(values, name)
+        if isinstance(value, Section):
+            inner = _plain(type(value), value)
+            fields[name] = (inner, inner())
+        elif isinstance(value, tuple):
+            shown = yaml.safe_dump(values.model_dump(mode="json")[name], default_flow_style=True, width=1000).strip()
+            fields[name] = (str, _with(field, shown))
+        else:
+            fields[name] = (field.annotation, _with(field, value))
+    return create_model(section.__name__, __base__=Section, __doc__=section.__doc__, **fields)
+
+
+def _with(field: Any, default: Any) -> Any:
+    from pydantic import Field
+
+    return Field(default, description=field.description)

@@ -1,0 +1,37 @@
+"""Classification networks, by timm's names."""
+
+from __future__ import annotations
+
+import difflib
+
+import timm
+import torch
+
+from data_pipeline.fault import UserError
+
+
+def classifier(name: str, *, channels: int, outputs: int, pretrained: bool) -> torch.nn.Module:
+    """The timm network `name` for images of `channels` channels, with a head of `outputs` classes; CONFIG if unknown."""
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=1)
+        raise UserError(
+            f"model.name: timm has no network {name!r}" + (f" (did you mean {close[0]}?)" if close else ""),
+            mend='python -c "import timm; print(*timm.list_models())" lists them',
+            code="CONFIG",
+        )
+    try:
+        network = timm.create_model(name, in_chans=channels, num_classes=outputs, pretrained=pretrained)
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise UserError(
+            f"model.pretrained: cannot get the weights of {name!r}: {_first_line(error)}",
+            mend="connect to the hub once, so that the weights are cached, or set --model.pretrained false",
+            code="CONFIG",
+        ) from error
+    assert isinstance(network, torch.nn.Module)
+    return network
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,209 @@
+"""The life of one process among others: what it checks when it starts, who may stop it, and its last words."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from data_pipeline.fault import USER_EXIT
+from training.config import UserError, fatal_line, user_error_text
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+
+EXIT_CODES = {"CRASH": 70, "STORAGE": 74, "STOPPED": 75, "NONFINITE": 76}
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class Ended(Exception):
+    """The run ends here for a reason that has a name in EXIT_CODES."""
+
+    def __init__(self, code: str, what: str, *, hint: str) -> None:
+        super().__init__(what)
+        self.code, self.what, self.hint = code, what, hint
+
+
+@dataclass
+class Place:
+    """Where this process is, as far as it knows: what its last words mention."""
+
+    run_dir: Path | None = None
+    rank: int = field(default_factory=lambda: int(os.environ.get("RANK", "0") or 0))
+    step: int | None = None
+    together: bool = False
+    """whether the processes have joined: from then on a mistake is one process's own"""
+
+    def joined(self, rank: int) -> None:
+        """From now on the processes know one another."""
+        self.rank, self.together = rank, True
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process reports a user's mistake that all of them make: one on each machine does."""
+        return self.together or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+class Agreed(Exception):
+    """A mistake that process zero found and reports; the others leave with it, silently."""
+
+
+@contextlib.contextmanager
+def last_words() -> Iterator[Place]:
+    """Turn whatever ends the block into the contract's exit code, last line on stderr and failure.json."""
+    place = Place()
+    try:
+        yield place
+    except SystemExit:
+        raise
+    except UserError as error:
+        if place.speaks and _write_failure(place, error.code, error.what, error.mend):
+            _speak(place, user_error_text(error, rank=place.rank))
+        _exit(USER_EXIT)
+    except Agreed:
+        _exit(USER_EXIT)
+    except Ended as error:
+        if place.rank == 0:
+            _speak(place, f"{error.what}\n{fatal_line(error.code, rank=place.rank, hint=error.hint)}")
+            _write_failure(place, error.code, error.what, error.hint)
+        _exit(EXIT_CODES[error.code])
+    except KeyboardInterrupt:
+        _exit(130)
+    except OSError as error:
+        what = f"error: {error.strerror or error}: {error.filename or ''}"
+        _crash(place, "STORAGE" if error.errno and not isinstance(error, ConnectionError) else "CRASH", what)
+    except BaseException as error:
+        _crash(place, "CRASH", f"{type(error).__name__}: {error}")
+
+
+def _crash(place: Place, code: str, what: str) -> NoReturn:
+    hint = "the traceback above is of the process that failed; start the same command again to resume"
+    where = {"host": socket.gethostname(), "step": place.step if place.step is not None else "start"}
+    # The first process to fail is the cause; the others fail because it is gone, and only say so.
+    first = _write_failure(place, code, what, hint)
+    text = traceback.format_exc() if first else f"process {place.rank} ends because another one failed"
+    line = fatal_line(code, rank=place.rank, hint=hint, place=where)
+    _speak(place, f"{text}\n{line}" if first else text)
+    _exit(EXIT_CODES[code])
+
+
+def _speak(place: Place, text: str) -> None:
+    sys.stdout.flush()
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the contract's last line
+
+
+def _write_failure(place: Place, code: str, what: str, hint: str) -> bool:
+    """Write RUN/failure.json unless another process of this start has; whether this process is the first to fail."""
+    if place.run_dir is None or not place.run_dir.is_dir():
+        return True
+    content = {"code": code, "rank": place.rank, "host": socket.gethostname(), "step": place.step}
+    text = json.dumps({**content, "what": what, "hint": hint}, indent=1, ensure_ascii=False)
+    try:
+        with (place.run_dir / "failure.json").open("x" if place.together else "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _exit(code: int) -> NoReturn:
+    """Leave at once: threads of the collectives abort a process now and then that ends the usual way."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def leave(accelerator: Accelerator) -> NoReturn:
+    """The good end: wait for all, take the process group down in an order that never aborts, exit 0.
+
+    2 to 4 % of gloo processes abort after success when the interpreter tears the group down (pytorch#190489).
+    """
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    gc.collect()
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    _exit(0)
+
+
+def tie_to_launcher() -> None:
+    """Die when the launcher dies: torchrun and accelerate start their processes in sessions of their own.
+
+    Only under a launcher: a process that a shell started must outlive that shell (nohup).
+    """
+    if sys.platform == "linux" and {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def check_launch() -> None:
+    """Refuse a start in which fewer processes came up than were asked for; USAGE."""
+    env = os.environ
+    if "MASTER_ADDR" in env and "WORLD_SIZE" not in env and "ACCELERATE_MIXED_PRECISION" in env:
+        raise UserError(
+            "accelerate was asked for several processes and started one (it ignores --num_processes without GPUs)",
+            mend="torchrun --nproc_per_node N training/run.py ..., or accelerate launch --multi_gpu --num_processes N",
+            code="USAGE",
+        )
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        if name in env and not (env[name].isascii() and env[name].isdigit()):
+            raise UserError(f"{name}={env[name]!r} is no number", mend="start with accelerate or torchrun", code="USAGE")
+    if int(env.get("RANK", "0")) >= int(env.get("WORLD_SIZE", "1")):
+        raise UserError(
+            f"RANK={env['RANK']} of WORLD_SIZE={env.get('WORLD_SIZE', '1')}: ranks count from 0",
+            mend="start with accelerate or torchrun, which number the processes",
+            code="USAGE",
+        )
+
+
+def agree(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """What process zero decides, on every process; a UserError there ends them all, and process zero reports it."""
+    from accelerate.utils import broadcast_object_list
+
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = decide()
+        except UserError as error:
+            answer[1] = error
+    error = answer[1]
+    answer[1] = error is not None
+    if accelerator.num_processes > 1:
+        broadcast_object_list(answer)
+    if error is not None:
+        raise error
+    if answer[1]:
+        raise Agreed
+    result: T = answer[0]
+    return result
+
+
+class StopFlag:
+    """Set by SIGTERM, SIGINT and SIGUSR1, looked at between steps; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._set)
+
+    def _set(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number

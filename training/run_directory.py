@@ -1,0 +1,87 @@
+"""The folder of a run: opened by one start at a time, resumed by default, never deleted.
+
+    config.yaml  metrics.jsonl  checkpoints/  weights/  plots/  failure.json  lock
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+import yaml
+
+from training.command import Request
+from training.config import UserError, changed
+
+_locks: list[IO[str]] = []  # held until the process ends, however it ends: the kernel drops them with it
+
+
+def open_run(request: Request) -> list[str]:
+    """Make or take the run directory for this start; what there is to say about it. Process zero only.
+
+    RESUME where another start holds it or the configuration decides differently; nothing is removed.
+    """
+    run_dir, said = request.run_dir, []
+    _lock(run_dir)
+    if request.flags.fresh and (run_dir / "config.yaml").exists():
+        said.append(f"the old run is now {_move_aside(run_dir)}")
+        _lock(run_dir)
+    (run_dir / "failure.json").unlink(missing_ok=True)
+    said += _check_unchanged(request)
+    part = run_dir / ".config.yaml.part"
+    part.write_text(request.config.as_yaml(), encoding="utf-8")
+    part.replace(run_dir / "config.yaml")
+    for name in ("checkpoints", "weights", "plots"):
+        (run_dir / name).mkdir(exist_ok=True)
+    return said
+
+
+def _lock(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / "lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"--run-dir: cannot write to '{run_dir}': {error.strerror}", mend="give another folder: --run-dir DIR"
+        ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        raise UserError(
+            f"'{run_dir}' is in use by {lock.read().strip() or 'another start'}",
+            mend="wait for it, stop it, or give another folder: --run-dir DIR",
+            code="RESUME",
+        ) from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    _locks.append(lock)
+
+
+def _move_aside(run_dir: Path) -> Path:
+    number = 1
+    while (aside := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
+        number += 1
+    run_dir.rename(aside)
+    return aside
+
+
+def _check_unchanged(request: Request) -> list[str]:
+    recorded = request.run_dir / "config.yaml"
+    if not recorded.exists():
+        return []
+    before = yaml.safe_load(recorded.read_text(encoding="utf-8"))
+    differences = changed(before, request.config)
+    if not differences:
+        return []
+    if request.flags.allow_config_change:
+        return [f"changed as asked for: {line}" for line in differences]
+    raise UserError(
+        "\n".join(f"'{request.run_dir}' was started with other values: {line}" for line in differences),
+        mend=f"start as before (--config {recorded}), anew (--fresh), elsewhere (--run-dir), or --allow-config-change",
+        code="RESUME",
+    )

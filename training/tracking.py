@@ -1,0 +1,44 @@
+"""Weights & Biases through accelerate's trackers: one run id for the life of a run directory, offline where it must be."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from training.config import Config
+
+ID_FILE = "wandb-id"
+
+
+def start_tracking(accelerator: Accelerator, config: Config, run_dir: Path, say: Callable[[str], None]) -> None:
+    """Start the tracker that `tracking.wandb` asks for; falls back to offline, saying so, where there is no network."""
+    mode = config.tracking.wandb
+    if mode == "disabled" or not accelerator.is_main_process:
+        return
+    identity = run_dir / ID_FILE
+    if not identity.exists():
+        identity.write_text(secrets.token_hex(4), encoding="utf-8")
+    options = {"dir": str(run_dir), "id": identity.read_text(encoding="utf-8"), "name": run_dir.name}
+    values = config.model_dump(mode="json")
+    try:
+        _init(accelerator, config, values, {**options, "mode": mode})
+    except Exception as error:  # wandb has its own kinds for no network, no key and a server that refuses
+        if mode == "offline":
+            raise
+        say(f"wandb online: {str(error).splitlines()[0]}; tracking offline into {run_dir / 'wandb'}")
+        _init(accelerator, config, values, {**options, "mode": "offline"})
+
+
+def _init(accelerator: Accelerator, config: Config, values: dict[str, Any], options: dict[str, Any]) -> None:
+    keywords = {"wandb": {**options, "resume": "allow"}}
+    accelerator.init_trackers(config.tracking.project, config=values, init_kwargs=keywords)
+
+
+def track(accelerator: Accelerator, step: int, values: dict[str, float]) -> None:
+    """Hand numbers of one optimizer step to the trackers."""
+    if accelerator.trackers:
+        accelerator.log(values, step=step)

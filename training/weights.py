@@ -1,0 +1,87 @@
+"""What a user takes away: weights/best.safetensors and last.safetensors for the bare network, and model.json to use them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from data_pipeline.fault import UserError
+from data_pipeline.index import DatasetIndex, fsync_file
+from training.command import Request
+from training.config import Config
+from training.networks.classifiers import classifier
+from training.state import MODEL_FILE, load_model
+from training.tasks import TASKS, Task
+
+FORMAT = 1
+MODEL_JSON = "model.json"
+
+
+@dataclass(frozen=True)
+class SavedWeights:
+    """A network with weights from a file, and its task."""
+
+    path: Path
+    network: torch.nn.Module
+    task: Task
+
+
+def exporter(run_dir: Path, config: Config, dataset: DatasetIndex, *, best: bool) -> Callable[[Path], None]:
+    """A function that copies a committed checkpoint's model to weights/last, and to weights/best if it is the best."""
+    about = {
+        "format": FORMAT,
+        "task": config.task,
+        "classes": list(dataset.classes),
+        "network": {"library": "timm", "name": config.model.name, "channels": dataset.channels},
+        "image": {"mode": dataset.image_mode, "mean": list(dataset.mean), "std": list(dataset.std)},
+        "transforms": config.model_dump(mode="json")["data"]["eval_transforms"],
+    }
+
+    def export(checkpoint: Path) -> None:
+        folder = run_dir / "weights"
+        for name in ("last", "best") if best else ("last",):
+            _replace_file(folder / f"{name}.safetensors", lambda part: shutil.copyfile(checkpoint / MODEL_FILE, part))
+        text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+        _replace_file(folder / MODEL_JSON, lambda part: part.write_text(text, encoding="utf-8"))
+
+    return export
+
+
+def _replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    write(part)
+    fsync_file(part)
+    part.replace(path)
+
+
+def read_weights(request: Request, dataset: DatasetIndex) -> SavedWeights:
+    """The network that `--weights` names, on the CPU; DATA where there is none, RESUME where it does not fit."""
+    name = request.flags.weights
+    path = request.run_dir / "weights" / f"{name}.safetensors" if name in ("best", "last") else Path(name)
+    try:
+        about = json.loads((path.parent / MODEL_JSON).read_text(encoding="utf-8"))
+        tensors = load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"--weights: cannot read '{path}' with its {MODEL_JSON}: {error}",
+            mend="train first, or name a run with --run-dir DIR, or a file with --weights FILE.safetensors",
+        ) from None
+    if about["classes"] != list(dataset.classes):
+        raise UserError(
+            f"'{path}' tells {len(about['classes'])} classes apart, the data set has {len(dataset.classes)}, "
+            "or they have other names",
+            mend="evaluate on a data set with the classes of training: --data.root DIR",
+        )
+    task = TASKS[about["task"]](len(about["classes"]))
+    made_for = about["network"]
+    network = classifier(made_for["name"], channels=made_for["channels"], outputs=task.outputs, pretrained=False)
+    load_model(network, tensors, origin=str(path))
+    return SavedWeights(path, network, task)
