@@ -13,12 +13,27 @@ import numpy as np
 import simplejpeg
 from PIL import Image as PillowImage
 
-from data_pipeline.batch import Image
+from data_pipeline.batch import Image, RawSample
+from data_pipeline.fault import UserError
 
 # No other decoder of Pillow's is ever started, whatever a file's first bytes claim.
 FORMATS = ("JPEG", "PNG", "WEBP")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAX_PIXELS = 100_000_000  # by the header, before any pixel is decoded: a few kilobytes can announce gigabytes
+PillowImage.MAX_IMAGE_PIXELS = None  # the limit above takes the place of Pillow's, which first only warns
+
+
+def decode_sample(raw: RawSample, *, mode: str) -> Image:
+    """The picture of a sample, as `decode` gives it; DATA, with its place, where it cannot be decoded."""
+    encoded = next((raw.members[name] for name in EXTENSIONS if name in raw.members), b"")
+    try:
+        return decode(encoded, mode=mode)
+    except ValueError as error:
+        raise UserError(
+            f"'{raw.shard}': sample {raw.key!r}: {error}",
+            mend="mend the picture at its source and pack the data set again",
+            place={"shard": raw.shard, "member": raw.key, "offset": raw.offset},
+        ) from None
 
 
 def decode(data: bytes, *, mode: str) -> Image:
@@ -38,7 +53,7 @@ def open_picture(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> PillowIm
         picture = PillowImage.open(io.BytesIO(data), formats=formats)
         _check_size(*picture.size)
         picture.load()
-    except (OSError, SyntaxError, PillowImage.DecompressionBombError) as error:
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"cannot decode: {_first_line(error)}") from None
     return picture
 

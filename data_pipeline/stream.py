@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -20,7 +20,7 @@ import torch
 import webdataset
 
 from data_pipeline.batch import Batch, RawSample, Sample
-from data_pipeline.decode import EXTENSIONS, decode
+from data_pipeline.decode import decode_sample
 from data_pipeline.draws import Purpose, bit_stream
 from data_pipeline.fault import UserError
 from data_pipeline.index import DatasetIndex
@@ -46,7 +46,7 @@ class Recipe:
 
 def stream(
     recipe: Recipe, work: Callable[[], Iterator[Work]], *, workers: int, prefetch: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield the batches that `work()` asks for, in its order.
 
     `workers` threads of this process read ahead, `prefetch` batches each; 0 reads in the calling thread.
@@ -86,15 +86,7 @@ def _read(recipe: Recipe, works: Iterator[Work]) -> Iterator[RawSample]:
 def _decode(recipe: Recipe, raws: Iterator[RawSample]) -> Iterator[Sample]:
     target_of = TARGETS[recipe.dataset.task]
     for raw in raws:
-        encoded = next((raw.members[name] for name in EXTENSIONS if name in raw.members), b"")
-        try:
-            image = decode(encoded, mode=recipe.dataset.image_mode)
-        except ValueError as error:
-            raise UserError(
-                f"'{raw.shard}': sample {raw.key!r}: {error}",
-                mend="mend the picture at its source and pack the data set again",
-                place={"shard": raw.shard, "member": raw.key, "offset": raw.offset},
-            ) from None
+        image = decode_sample(raw, mode=recipe.dataset.image_mode)
         yield Sample(raw.work, raw.number, raw.key, image, target_of(raw, len(recipe.dataset.classes)))
 
 
@@ -141,7 +133,7 @@ class _Ended:
         self.error = error
 
 
-def _in_turn(shares: list[webdataset.DataPipeline], prefetch: int) -> Iterator[Batch]:
+def _in_turn(shares: list[webdataset.DataPipeline], prefetch: int) -> Generator[Batch, None, None]:
     """Run each pipeline in a thread; take one batch from each in turn until the first of them has no more."""
     stop = threading.Event()
     queues: list[queue.Queue[Batch | _Ended]] = [queue.Queue(prefetch) for _ in shares]

@@ -1,10 +1,11 @@
-"""Puts a job together: data set, processes, network, optimizer and what is resumed, in the order in which they depend."""
+"""Puts a job together: data set, processes, network, optimizer and what is resumed, in this order."""
 
 from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,33 +17,28 @@ from data_pipeline.fault import UserError
 from data_pipeline.index import DatasetIndex, read_dataset
 from data_pipeline.plan import Plan, Work, training_work
 from data_pipeline.stream import Recipe, stream
-from training.checkpoint import CheckpointWriter, newest_verified, read_state, read_tensors
+from training.checkpoint import read_state, read_tensors
 from training.command import Request
 from training.config import Config
-from training.console import Console
-from training.journal import Journal
 from training.networks.classifiers import classifier
 from training.optim import build_optimizer
-from training.process import StopFlag, agree
-from training.run_directory import open_run
 from training.state import (
     MODEL_FILE,
     OPTIMIZER_FILE,
     Progress,
-    check_plan,
     load_model,
     load_optimizer,
     parameter_names,
 )
-from training.tasks import TASKS, Task
-from training.tracking import start_tracking
+from training.tasks import TASKS
+from training.tasks.task import Task
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # in accelerate's words
 
 
 @dataclass
 class Job:
-    """Everything that training needs. `model` is wrapped for the processes, `network` is the bare one inside it."""
+    """Everything that training needs; `model` is wrapped for the processes, `network` the bare one in it."""
 
     request: Request
     accelerator: Accelerator
@@ -54,10 +50,6 @@ class Job:
     optimizer: torch.optim.Optimizer
     names: list[str]  # of the optimizer's parameters
     progress: Progress
-    journal: Journal
-    console: Console
-    checkpoints: CheckpointWriter
-    stop: StopFlag
 
     @property
     def config(self) -> Config:
@@ -103,8 +95,11 @@ def open_dataset(config: Config) -> DatasetIndex:
 
 
 def join(config: Config) -> Accelerator:
-    """Find the other processes and the device; USAGE and CONFIG where they are not those that were asked for."""
-    cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available()
+    """Find the other processes and the device; USAGE and CONFIG where they are not what was asked for."""
+    cpu = (
+        os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        or not torch.cuda.is_available()
+    )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not cpu and local > torch.cuda.device_count():
         raise UserError(
@@ -114,9 +109,15 @@ def join(config: Config) -> Accelerator:
         )
     if cpu and (config.train.precision == "fp16" or config.train.sync_batchnorm):
         wrong = "train.precision: fp16" if config.train.precision == "fp16" else "train.sync_batchnorm: true"
-        raise UserError(f"{wrong} needs a GPU", mend="use bf16 or fp32, and sync_batchnorm false", code="CONFIG")
+        raise UserError(
+            f"{wrong} needs a GPU", mend="use bf16 or fp32, and sync_batchnorm false", code="CONFIG"
+        )
     if cpu and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+    # torch renamed this option lately and floors stay low, so the old name has to do; and it remarks on the
+    # layout of 1 x 1 convolutions' gradients, which is theirs to choose.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # Buffers are not broadcast at every step: training never reads them, and evaluation takes process zero's.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     timeout = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.train.timeout_seconds))
@@ -151,69 +152,46 @@ def make_network(config: Config, dataset: DatasetIndex, task: Task) -> torch.nn.
     """The network with initial weights that depend on the seed only."""
     torch.manual_seed(config.seed)
     model = config.model
-    return classifier(model.name, channels=dataset.channels, outputs=task.outputs, pretrained=model.pretrained)
-
-
-def assemble(request: Request, accelerator: Accelerator, dataset: DatasetIndex) -> Job:
-    """Everything for `loop.train`, resumed from the newest whole checkpoint of the run directory if there is one."""
-    config, run_dir = request.config, request.run_dir
-    console = Console(
-        active=accelerator.is_main_process and not request.flags.quiet, every_seconds=config.log.every_seconds
+    return classifier(
+        model.name, channels=dataset.channels, outputs=task.outputs, pretrained=model.pretrained
     )
-    for line in agree(accelerator, lambda: open_run(request)):
-        console.say(line)
-    # Process zero chooses; the others read the same folder.
-    checkpoint = agree(accelerator, lambda: newest_verified(run_dir / "checkpoints", say=console.say))
-    state = read_state(checkpoint) if checkpoint else None
-    if state:
-        agree(accelerator, lambda: check_plan(state["plan"], config, dataset))
-    progress = Progress.from_json(state["progress"]) if state else Progress()
 
+
+def assemble(
+    request: Request,
+    accelerator: Accelerator,
+    dataset: DatasetIndex,
+    *,
+    checkpoint: Path | None,
+    progress: Progress,
+) -> Job:
+    """Everything that `loop.train` needs, with weights and optimizer from `checkpoint` if there is one.
+
+    The order matters: weights are loaded before DDP copies process zero's to all, the optimizer's state after
+    its parameters have moved to the device.
+    """
+    config = request.config
     task = TASKS[config.task](len(dataset.classes))
     network = make_network(config, dataset, task)
     if checkpoint:
         load_model(network, read_tensors(checkpoint, MODEL_FILE), origin=str(checkpoint))
-    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network) if config.train.sync_batchnorm else network
+    model = network
+    if config.train.sync_batchnorm:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     model, optimizer = accelerator.prepare(model, build_optimizer(model, config.optim))
     network = accelerator.unwrap_model(model)
     names = parameter_names(network, optimizer)
-    if checkpoint and state:
+    if checkpoint:
         load_optimizer(optimizer, names, read_tensors(checkpoint, OPTIMIZER_FILE))
-        if accelerator.scaler is not None and state["scaler"]:
-            accelerator.scaler.load_state_dict(state["scaler"])
-    journal = Journal(run_dir, active=accelerator.is_main_process, committed=progress.metrics_bytes)
-    journal.write(
-        "start",
-        step=progress.step,
-        processes=accelerator.num_processes,
-        workers=config.data.workers,
-        resumed_from=checkpoint.name if checkpoint else None,
-        device=accelerator.device.type,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-    )
-    start_tracking(accelerator, config, run_dir, console.say)
-    return Job(
-        request=request,
-        accelerator=accelerator,
-        dataset=dataset,
-        plan=make_plan(config, dataset),
-        task=task,
-        model=model,
-        network=network,
-        optimizer=optimizer,
-        names=names,
-        progress=progress,
-        journal=journal,
-        console=console,
-        checkpoints=CheckpointWriter(run_dir / "checkpoints", keep=config.checkpoint.keep),
-        stop=StopFlag(),
-    )
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(read_state(checkpoint)["scaler"])
+    plan = make_plan(config, dataset)
+    return Job(request, accelerator, dataset, plan, task, model, network, optimizer, names, progress)
 
 
 def training_batches(
     config: Config, dataset: DatasetIndex, plan: Plan, accelerator: Accelerator, *, steps: range
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """This process's micro-batches of the given optimizer steps, in order, read ahead by workers."""
     share = -(-config.train.global_batch // accelerator.num_processes)
     recipe = Recipe(

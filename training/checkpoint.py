@@ -1,11 +1,11 @@
-"""Saves the training state so that a kill at any instruction leaves a complete, verified checkpoint, and finds it again.
+"""Saves the training state so that a kill at any instruction leaves a whole checkpoint, and finds it again.
 
     checkpoints/step-00001000/  model.safetensors  optimizer.safetensors  state.json  MANIFEST.json
 
-A checkpoint is written into a hidden sibling; each file is fsynced; MANIFEST.json (size and SHA-256 of each) comes last; then
-the folder is renamed and its parent fsynced; only then are old ones pruned. So a folder without the temporary prefix is
-whole, and one whose bytes have changed since is found out by its manifest. Training waits only while tensors are copied to
-host memory; a thread does the rest.
+A checkpoint is written into a hidden sibling; each file is fsynced; MANIFEST.json (size and SHA-256 of each)
+comes last; then the folder is renamed and its parent fsynced; only then are old ones pruned. So a folder
+without the temporary prefix is whole, and one whose bytes have changed since is found out by its manifest.
+Training waits only while tensors are copied to host memory; a thread does the rest.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class CheckpointWriter:
         self.wait()
         for file, tensors in files.items():
             self._copy(self._buffers.setdefault(file, {}), tensors)
-        snapshot = {file: {name: self._buffers[file][name] for name in tensors} for file, tensors in files.items()}
+        snapshot = {
+            file: {name: self._buffers[file][name] for name in tensors} for file, tensors in files.items()
+        }
         protected = {step, best_step}
 
         def write() -> None:
@@ -103,7 +105,9 @@ def write_checkpoint(folder: Path, step: int, files: Mapping[str, Tensors], stat
         write_tensors(part / file, tensors)
     write_json(part / STATE, {"format": FORMAT, **state})
     names = sorted(path.name for path in part.iterdir())
-    described = {name: {"size": (part / name).stat().st_size, "sha256": file_sha256(part / name)} for name in names}
+    described = {
+        name: {"size": (part / name).stat().st_size, "sha256": file_sha256(part / name)} for name in names
+    }
     write_json(part / MANIFEST, {"format": FORMAT, "step": step, "files": described})
     fsync_file(part)
     if committed.exists():  # it did not verify when this run started, or the run would have resumed from it
@@ -114,7 +118,7 @@ def write_checkpoint(folder: Path, step: int, files: Mapping[str, Tensors], stat
 
 
 def write_tensors(path: Path, tensors: Tensors) -> None:
-    """Write a safetensors file through to the disk, readable as the user's umask allows (safetensors makes it 0600)."""
+    """Write a safetensors file through to the disk, with the mode that the umask asks for (not 0600)."""
     save_file(dict(tensors), path)
     umask = os.umask(0)
     os.umask(umask)
@@ -132,7 +136,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def prune(folder: Path, *, keep: int, protected: set[int | None]) -> None:
-    """Remove what was left half-written or half-removed, and all but the newest `keep` and the `protected` steps."""
+    """Remove what was left half-written or half-removed, and all but the newest `keep` and `protected`."""
     for leftover in folder.glob(f"{TEMPORARY}step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     for path in checkpoints(folder)[keep:]:
@@ -160,7 +164,7 @@ def step_of(path: Path) -> int:
 
 
 def newest_verified(folder: Path, *, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose every byte is what its manifest says; `say` hears why a newer one is not."""
+    """The newest checkpoint whose every byte is as its manifest says; `say` hears why a newer one is not."""
     for path in checkpoints(folder):
         fault = verify(path)
         if fault is None:
@@ -175,7 +179,9 @@ def verify(path: Path) -> str | None:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             return f"format {manifest['format']}, this version reads {FORMAT}"
-        files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+        files = {
+            str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest["files"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: {error!r}"
     for name, (size, sha256) in files.items():

@@ -1,4 +1,4 @@
-"""Turns the command line and a recipe into one validated request; every mistake is named at once, by its own flag."""
+"""Turns the command line and a recipe into one validated request; all mistakes are named at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
-from training.config import Config, Section, UserError, fields_of, recipe_names
+from training.config import Config, UserError, recipe_names
+from training.tree import Section, fields_of
 
 MODES = ("train", "evaluate")
 RECIPES = Path(__file__).parent / "recipes"
@@ -63,7 +64,7 @@ _FIELDS: dict[str, Any] = {**dict(fields_of(Flags)), **dict(fields_of(Config))}
 
 
 def read_request(words: list[str]) -> Request | None:
-    """The request that `words` (sys.argv without the program) make; None where they asked for text and got it.
+    """The request that `words` (sys.argv without the program) make; None where they asked for text.
 
     Precedence: defaults, then the recipe or file, then flags. Raises USAGE and CONFIG.
     """
@@ -110,7 +111,9 @@ def read_yaml(name: str) -> dict[str, Any]:
         ) from None
     if not isinstance(tree, dict):
         raise UserError(
-            f"--config: '{name}' holds no sections", mend="--print-config shows how a file looks", code="CONFIG"
+            f"--config: '{name}' holds no sections",
+            mend="--print-config shows how a file looks",
+            code="CONFIG",
         )
     return tree
 
@@ -121,7 +124,7 @@ class _Plain(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
-        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
 
 
 def _read_words(words: list[str]) -> _Reading:
@@ -130,7 +133,9 @@ def _read_words(words: list[str]) -> _Reading:
     if rest and not rest[0].startswith("-"):
         reading.mode = rest.pop(0)
         if reading.mode not in MODES:
-            reading.mistakes.append(f"{reading.mode!r} is nothing to do{_nearest(reading.mode, MODES)}: {' or '.join(MODES)}")
+            reading.mistakes.append(
+                f"{reading.mode!r} is nothing to do{_nearest(reading.mode, MODES)}: {' or '.join(MODES)}"
+            )
     while rest:
         word = rest.pop(0)
         if word in ("--help", "-h"):
@@ -201,7 +206,9 @@ def _validated(section: type[typing.Any], given: dict[str, Any], tree: dict[str,
     except ValidationError as error:
         mistakes += [_mistake(one, given, origin) for one in error.errors()]
     if mistakes:
-        raise UserError("\n".join(mistakes), mend="run.py --help lists every option with its limits", code="CONFIG")
+        raise UserError(
+            "\n".join(mistakes), mend="run.py --help lists every option with its limits", code="CONFIG"
+        )
     return validated
 
 

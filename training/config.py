@@ -5,93 +5,21 @@ Imports neither torch nor numpy, so that `--help` and a misspelt name are answer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib import resources
 from math import gcd
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_serializer, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from data_pipeline.fault import UserError as UserError
 from data_pipeline.fault import fatal_line as fatal_line
 from data_pipeline.fault import user_error_text as user_error_text
+from training.augmentation import TransformStep
+from training.tree import Fraction, Rate, Section, fields_of, free
 
 LANES_AT_MOST = 8
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Size = Annotated[int, Field(gt=0, le=16384)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """A branch of the tree: frozen, and no name is allowed that is not written here."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True
-    )
-
-
-def free(default: Any, **limits: Any) -> Any:
-    """Mark a field that changes where, how fast or how visibly a run goes, but not what it learns: resuming may change it."""
-    return Field(default, json_schema_extra={"free": True}, **limits)
-
-
-class Sized(Section):
-    """A transform that makes one size."""
-
-    size: Size
-    """pixels"""
-
-
-class RandomShift(Section):
-    """Move by whole pixels."""
-
-    fraction: Fraction
-    """of each side, at most"""
-
-
-class RandomResizedCrop(Sized):
-    """Cut a random rectangle and scale it."""
-
-    scale: tuple[Fraction, Fraction] = (0.08, 1.0)
-    """least and greatest share of the area"""
-    ratio: tuple[float, float] = (0.75, 4 / 3)
-    """least and greatest width / height"""
-
-
-class HorizontalFlip(Section):
-    """Mirror left and right."""
-
-    probability: Fraction = 0.5
-    """of mirroring"""
-
-
-class TransformStep(Section):
-    """One line of a list of transforms: `- {name: {parameter: value}}`; exactly one name is set."""
-
-    resize: Sized | None = None
-    center_crop: Sized | None = None
-    random_shift: RandomShift | None = None
-    random_resized_crop: RandomResizedCrop | None = None
-    horizontal_flip: HorizontalFlip | None = None
-
-    @model_validator(mode="after")
-    def _one_name(self) -> TransformStep:
-        if len(self.model_fields_set) != 1:
-            raise ValueError(f"one transform a line, here are {len(self.model_fields_set)}: {self.model_fields_set}")
-        return self
-
-    @model_serializer
-    def _as_written(self) -> dict[str, Any]:
-        name, parameters = self.call
-        return {name: parameters}
-
-    @property
-    def call(self) -> tuple[str, dict[str, Any]]:
-        """The transform's name and its parameters."""
-        (name,) = self.model_fields_set
-        return name, getattr(self, name).model_dump()
 
 
 class DataConfig(Section):
@@ -110,7 +38,7 @@ class DataConfig(Section):
     eval_transforms: tuple[TransformStep, ...] = ()
     """applied in order to images that are evaluated"""
     lanes: PositiveInt | None = None
-    """streams that a global batch is dealt from; default: greatest common divisor of the global batch and 8"""
+    """streams that a global batch is dealt from; default: greatest common divisor of global batch and 8"""
     shuffle_block: PositiveInt = 4096
     """consecutive samples of a lane that are permuted together"""
     workers: int = free(2, ge=0, le=256)
@@ -141,11 +69,11 @@ class OptimConfig(Section):
     """of sgd (Nesterov); first moment of adamw"""
     schedule: Literal["cosine", "constant"] = "cosine"
     """course of the rate after the warm-up"""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """optimizer steps over which the rate rises linearly from zero"""
     final_lr: Rate = 0.0
     """rate at the end of the cosine"""
-    clip_norm: float | None = Field(None, gt=0)
+    clip_norm: float | None = Field(default=None, gt=0)
     """largest L2 norm of the whole gradient; default: not clipped"""
 
 
@@ -216,7 +144,7 @@ class Config(Section):
 
     task: Literal["multiclass"] = "multiclass"
     """what is learned; must be the data set's task"""
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """fixes the order of samples, their augmentation and the initial weights"""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -233,7 +161,9 @@ class Config(Section):
         if self.train.epochs is None and self.train.max_steps is None:
             raise ValueError("train.epochs and train.max_steps are both none; one of them must end the run")
         if self.train.global_batch % self.lanes:
-            raise ValueError(f"data.lanes {self.lanes} must divide train.global_batch {self.train.global_batch}")
+            raise ValueError(
+                f"data.lanes {self.lanes} must divide train.global_batch {self.train.global_batch}"
+            )
         return self
 
     @property
@@ -258,7 +188,9 @@ def changed(before: dict[str, Any], config: Config) -> list[str]:
     after = config.model_dump(mode="json")
     decisive = [name for name, field in fields_of(Config) if not (field.json_schema_extra or {}).get("free")]
     if config.train.epochs is not None:
-        decisive.remove("train.max_steps")  # then it only ends the run: the schedule's length comes from the epochs
+        decisive.remove(
+            "train.max_steps"
+        )  # then it only ends the run: the schedule's length comes from the epochs
     pairs = ((name, _at(before, name), _at(after, name)) for name in decisive)
     return [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]
 
@@ -267,13 +199,3 @@ def _at(tree: Any, name: str) -> Any:
     for part in name.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
-
-
-def fields_of(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and pydantic field of every leaf of the tree."""
-    for name, field in section.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Section):
-            yield from fields_of(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field

@@ -1,4 +1,4 @@
-"""What a person sees while it runs: a live line on a terminal, plain lines every few seconds elsewhere; process zero only."""
+"""What a person sees while it runs: a live line on a terminal, plain lines every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -27,8 +27,14 @@ class Console:
         """Start the live line at `step` of `steps`."""
         self._last = (time.monotonic(), samples)
         if self._active and self._rich.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-            self._bar = Progress(*columns, TextColumn("{task.fields[row]}"), TimeRemainingColumn(), console=self._rich)
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+            )
+            self._bar = Progress(
+                *columns, TextColumn("{task.fields[row]}"), TimeRemainingColumn(), console=self._rich
+            )
             self._task = self._bar.add_task("training", total=steps, completed=step, row="")
             self._bar.start()
 
@@ -40,14 +46,17 @@ class Console:
         elapsed = time.monotonic() - since
         row = f"loss {loss:.4f}  rate {lr:.2e}"
         if self._bar is not None:
-            speed = f"  {(samples - before) / elapsed:,.0f} images/s" if elapsed > 0 else ""
-            self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}", row=row + speed)
+            speed = (samples - before) / max(elapsed, 1e-9)
+            row = f"{row}  {speed:,.0f} images/s"
+            self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}", row=row)
             if elapsed > self._every:
                 self._last = (time.monotonic(), samples)
         elif elapsed >= self._every or step == steps:
             speed = (samples - before) / max(elapsed, 1e-9)
             left = (steps - step) * (elapsed / max(1, samples - before)) * (samples / step)
-            self.say(f"epoch {epoch + 1}  step {step}/{steps}  {row}  {speed:,.0f} images/s  {_clock(left)} left")
+            self.say(
+                f"epoch {epoch + 1}  step {step}/{steps}  {row}  {speed:,.0f} images/s  {_clock(left)} left"
+            )
             self._last = (time.monotonic(), samples)
 
     def end(self) -> None:

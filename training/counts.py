@@ -26,7 +26,7 @@ def joined_digest(parts: list[float]) -> str:
 
 
 def batch_digest(batch: Batch, images_BCHW: torch.Tensor, targets_B: torch.Tensor, *, pixels: bool) -> int:
-    """Sum modulo 2**64 of a hash per valid sample: of its key, or of key, pixels and target as the model gets them."""
+    """Sum modulo 2**64 of a hash per valid sample: of its key, or of key, pixels and target."""
     if not bool(batch.valid.all()):
         return 0
     total = 0
@@ -55,7 +55,7 @@ class SharedSums:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Proof of an evaluation: samples expected, delivered, distinct, and the order-free digest of their keys."""
+    """Proof of an evaluation: samples expected, seen, distinct, and the order-free digest of their keys."""
 
     expected: int
     seen: int
@@ -63,10 +63,10 @@ class Certificate:
     digest: str
 
     def check(self, digest: str) -> None:
-        """RuntimeError unless every sample of the split was seen exactly once (`digest`: of the split's keys)."""
+        """RuntimeError unless every sample of the split was seen exactly once (`digest`: of all its keys)."""
         if not self.expected == self.seen == self.unique or self.digest != digest:
             raise RuntimeError(
-                f"the evaluation is not of the whole split: expected {self.expected} samples with key digest {digest}, "
+                f"the evaluation was not of the whole split: expected {self.expected}, digest {digest}; "
                 f"saw {self.seen}, {self.unique} of them distinct, with digest {self.digest}"
             )
 

@@ -1,4 +1,4 @@
-"""Scores a split exactly once on any number of processes, with the proof; no collective runs inside the pass."""
+"""Scores a split exactly once on any number of processes, with proof; no collective runs inside the pass."""
 
 from __future__ import annotations
 
@@ -95,10 +95,9 @@ def _pass(
         )
 
     normalize = Normalizer(dataset, accelerator.device)
-    sums: Tally = _proof_sums([])
-    # A process without a batch still names every sum: the reduction needs the same vector everywhere.
-    nothing = torch.zeros((1, task.outputs), device=accelerator.device)
-    sums |= task.tally(nothing, *(torch.zeros(1, dtype=kind, device=nothing.device) for kind in (torch.int64, torch.bool)))
+    # Also a process without a batch names every sum: the reduction needs the same vector everywhere.
+    zero = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    sums: Tally = dict.fromkeys(task.sums, zero) | _proof_sums([])
     runs: Runs = []
     training = network.training
     network.eval()
@@ -123,14 +122,16 @@ def _proof_sums(batches: list[Batch]) -> Tally:
 
 
 def evaluate_weights(request: Request, accelerator: Accelerator, dataset: DatasetIndex) -> None:
-    """`run.py evaluate`: score saved weights, print the scores to the last digit, and write RUN/evaluation.json."""
+    """`run.py evaluate`: score saved weights, print the scores to the last digit, and keep them."""
     console = Console(active=accelerator.is_main_process and not request.flags.quiet, every_seconds=1)
     saved = read_weights(request, dataset)
     network = saved.network.to(accelerator.device)
     scores = evaluate(network, saved.task, request.config, dataset, accelerator)
     record = {"kind": "evaluate", "weights": str(saved.path), **scores.as_json()}
     if accelerator.is_main_process:
-        saved.path.parent.joinpath(f"{saved.path.stem}.evaluation.json").write_text(json.dumps(record, indent=1) + "\n")
+        saved.path.parent.joinpath(f"{saved.path.stem}.evaluation.json").write_text(
+            json.dumps(record, indent=1) + "\n"
+        )
     console.say(f"weights   {saved.path}")
     console.say(f"split     {request.config.data.val_split}, {describe(scores.certificate)}")
     for name, value in scores.metrics.items():

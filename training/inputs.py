@@ -24,8 +24,8 @@ class Inputs(NamedTuple):
 class Normalizer:
     """Subtracts the data set's mean and divides by its deviation, per channel, on the device.
 
-    Two separately rounded operations, not one fused: the pixels are then the same bits on every device and for every
-    size of a micro-batch.
+    Two separately rounded operations, not one fused: the pixels are then the same bits on every device and
+    for every size of a micro-batch.
     """
 
     def __init__(self, dataset: DatasetIndex, device: torch.device) -> None:

@@ -13,7 +13,7 @@ METRICS_FILE = "metrics.jsonl"
 class Journal:
     """The records of one run. `committed` bytes of the file belong to the checkpoint that is resumed from.
 
-    What lies behind them was written after it and will be written again, so it is cut off: no gap, no duplicate.
+    What lies behind them will be written again, so it is cut off: no gap, no duplicate.
     """
 
     def __init__(self, run_dir: Path, *, active: bool, committed: int) -> None:

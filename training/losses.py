@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 
 class LossSum(NamedTuple):
-    """Sum of the loss over valid elements, and how many those are; both 0-dimensional."""
+    """Sum of the loss over valid elements, and their number; both 0-dimensional."""
 
     total: torch.Tensor
-    count: torch.Tensor
+    elements: torch.Tensor
 
 
 def cross_entropy(logits_BC: torch.Tensor, targets_B: torch.Tensor, valid_B: torch.Tensor) -> LossSum:

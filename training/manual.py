@@ -1,4 +1,4 @@
-"""Prints `--help`: every option with its unit and the value that it has now. tyro lays it out, `command` reads the words."""
+"""Prints `--help`: every option with its unit and the value that it has now, laid out by tyro."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import tyro
 import yaml
-from pydantic import create_model
+from pydantic import Field, create_model
 
 from training.command import MODES, Flags
-from training.config import Config, Section, recipe_names
+from training.config import Config, recipe_names
+from training.tree import Section
 
 HEAD = f"""lockstep: train, evaluate and resume vision models on any number of processes.
 
@@ -24,13 +25,15 @@ def print_manual(config: Config) -> None:
     manual = _plain(Config, config)
     both = create_model("Manual", __base__=(Flags, manual), __doc__=HEAD)
     try:
-        tyro.cli(both, prog="run.py", description=HEAD, args=["--help"], config=(tyro.conf.FlagConversionOff,))
+        tyro.cli(
+            both, prog="run.py", description=HEAD, args=["--help"], config=(tyro.conf.FlagConversionOff,)
+        )
     except SystemExit:
         sys.stdout.flush()
 
 
 def _plain(section: type[Section], values: Section) -> type[Section]:
-    """The section with lists and trees as YAML text, which is how `command` reads them, and `values` as defaults."""
+    """The section with `values` as defaults, and lists as YAML text, which is how `command` reads them."""
     fields: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         value = getattr(values, name)
@@ -38,7 +41,9 @@ def _plain(section: type[Section], values: Section) -> type[Section]:
             inner = _plain(type(value), value)
             fields[name] = (inner, inner())
         elif isinstance(value, tuple):
-            shown = yaml.safe_dump(values.model_dump(mode="json")[name], default_flow_style=True, width=1000).strip()
+            shown = yaml.safe_dump(
+                values.model_dump(mode="json")[name], default_flow_style=True, width=1000
+            ).strip()
             fields[name] = (str, _with(field, shown))
         else:
             fields[name] = (field.annotation, _with(field, value))
@@ -46,6 +51,4 @@ def _plain(section: type[Section], values: Section) -> type[Section]:
 
 
 def _with(field: Any, default: Any) -> Any:
-    from pydantic import Field
-
     return Field(default, description=field.description)

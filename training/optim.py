@@ -1,4 +1,4 @@
-"""How weights change: update rules, which parameters decay, and the learning rate as a pure function of the step."""
+"""How weights change: update rules, which parameters decay, and the rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def build_optimizer(network: torch.nn.Module, config: OptimConfig) -> torch.opti
 def rate_at(step: int, config: OptimConfig, *, steps: int) -> float:
     """Learning rate of optimizer step `step` (from 0) of `steps`.
 
-    Linear warm-up to `lr`, then constant, or half a cosine down to `final_lr` (Loshchilov and Hutter, SGDR, 2017).
+    Linear warm-up to `lr`, then constant, or half a cosine to `final_lr` (Loshchilov and Hutter, SGDR, 2017).
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps

@@ -29,7 +29,9 @@ def _draw_loss(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], p
     at, losses = [record["step"] for record in steps], [record["loss"] for record in steps]
     axes.plot(at, losses, color=PALE, linewidth=1, label="each step")
     axes.plot(at, _smoothed(losses), color=INK, linewidth=2, label="running mean")
-    held_out = [(record["step"], record["metrics"]["loss"]) for record in evaluations if "loss" in record["metrics"]]
+    held_out = [
+        (record["step"], record["metrics"]["loss"]) for record in evaluations if "loss" in record["metrics"]
+    ]
     if held_out:
         axes.plot(*zip(*held_out, strict=True), color=ACCENT, marker="o", linewidth=1.5, label="held out")
     axes.set_yscale("log")
@@ -49,7 +51,11 @@ def _draw_metric(evaluations: list[dict[str, Any]], name: str, path: Path) -> Pa
     axes.plot(at, values, color=ACCENT, marker="o", linewidth=2)
     best = max(range(len(values)), key=values.__getitem__)
     axes.annotate(
-        f"{values[best]:.4f}", (at[best], values[best]), textcoords="offset points", xytext=(0, -16), ha="center"
+        f"{values[best]:.4f}",
+        (at[best], values[best]),
+        textcoords="offset points",
+        xytext=(0, -16),
+        ha="center",
     )
     axes.set_ylabel(name)
     return _saved(figure, path)

@@ -1,4 +1,4 @@
-"""The life of one process among others: what it checks when it starts, who may stop it, and its last words."""
+"""The life of one process among others: what it checks at its start, who may stop it, and its last words."""
 
 from __future__ import annotations
 
@@ -92,7 +92,10 @@ def last_words() -> Iterator[Place]:
 
 def _crash(place: Place, code: str, what: str) -> NoReturn:
     hint = "the traceback above is of the process that failed; start the same command again to resume"
-    where = {"host": socket.gethostname(), "step": place.step if place.step is not None else "start"}
+    where: dict[str, object] = {
+        "host": socket.gethostname(),
+        "step": place.step if place.step is not None else "start",
+    }
     # The first process to fail is the cause; the others fail because it is gone, and only say so.
     first = _write_failure(place, code, what, hint)
     text = traceback.format_exc() if first else f"process {place.rank} ends because another one failed"
@@ -107,7 +110,7 @@ def _speak(place: Place, text: str) -> None:
 
 
 def _write_failure(place: Place, code: str, what: str, hint: str) -> bool:
-    """Write RUN/failure.json unless another process of this start has; whether this process is the first to fail."""
+    """Write RUN/failure.json unless another process of this start has; whether this one is the first."""
     if place.run_dir is None or not place.run_dir.is_dir():
         return True
     content = {"code": code, "rank": place.rank, "host": socket.gethostname(), "step": place.step}
@@ -158,13 +161,15 @@ def check_launch() -> None:
     env = os.environ
     if "MASTER_ADDR" in env and "WORLD_SIZE" not in env and "ACCELERATE_MIXED_PRECISION" in env:
         raise UserError(
-            "accelerate was asked for several processes and started one (it ignores --num_processes without GPUs)",
-            mend="torchrun --nproc_per_node N training/run.py ..., or accelerate launch --multi_gpu --num_processes N",
+            "accelerate was asked for several processes and started one: on CPUs it ignores --num_processes",
+            mend="torchrun --nproc_per_node N run.py, or accelerate launch --multi_gpu --num_processes N",
             code="USAGE",
         )
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         if name in env and not (env[name].isascii() and env[name].isdigit()):
-            raise UserError(f"{name}={env[name]!r} is no number", mend="start with accelerate or torchrun", code="USAGE")
+            raise UserError(
+                f"{name}={env[name]!r} is no number", mend="start with accelerate or torchrun", code="USAGE"
+            )
     if int(env.get("RANK", "0")) >= int(env.get("WORLD_SIZE", "1")):
         raise UserError(
             f"RANK={env['RANK']} of WORLD_SIZE={env.get('WORLD_SIZE', '1')}: ranks count from 0",
@@ -174,21 +179,20 @@ def check_launch() -> None:
 
 
 def agree(accelerator: Accelerator, decide: Callable[[], T]) -> T:
-    """What process zero decides, on every process; a UserError there ends them all, and process zero reports it."""
+    """What process zero decides, on every process; a UserError there ends them all, and only it reports."""
     from accelerate.utils import broadcast_object_list
 
-    answer: list[Any] = [None, None]
+    answer: list[Any] = [None, False]
+    mistake: UserError | None = None
     if accelerator.is_main_process:
         try:
             answer[0] = decide()
         except UserError as error:
-            answer[1] = error
-    error = answer[1]
-    answer[1] = error is not None
+            mistake, answer[1] = error, True
     if accelerator.num_processes > 1:
         broadcast_object_list(answer)
-    if error is not None:
-        raise error
+    if mistake is not None:
+        raise mistake
     if answer[1]:
         raise Agreed
     result: T = answer[0]

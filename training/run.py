@@ -1,12 +1,14 @@
 """The program, from its command line to its exit code: read this page first, then the modules that it names.
 
-    accelerate launch training/run.py [train|evaluate] [--config RECIPE|FILE.yaml] [--section.field VALUE ...]
+accelerate launch training/run.py [train|evaluate] [--config RECIPE|FILE.yaml] [--section.field VALUE ...]
 """
 
 import os
 import sys
 
-if not __package__:  # started as a file: Python put training/ at the head of sys.path, where the repository belongs
+if (
+    not __package__
+):  # started as a file: Python put training/ at the head of sys.path, where the repository belongs
     _here = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120 - os and sys only, before the path is right
     sys.path[:] = [path for path in sys.path if os.path.realpath(path or ".") != _here]  # noqa: PTH
     sys.path.insert(0, os.path.dirname(_here))  # noqa: PTH120
@@ -21,7 +23,7 @@ if __name__ == "__main__":
             process.tie_to_launcher()
             process.check_launch()
 
-            from training import assembly, evaluation, loop, rehearsal
+            from training import assembly, evaluation, loop, rehearsal, run_directory
 
             dataset = assembly.open_dataset(request.config)
             accelerator = assembly.join(request.config)
@@ -31,5 +33,9 @@ if __name__ == "__main__":
             elif request.flags.dry_run:
                 rehearsal.rehearse(request, accelerator, dataset)
             else:
-                loop.train(assembly.assemble(request, accelerator, dataset), place)
+                start = run_directory.start_run(request, accelerator, dataset)
+                job = assembly.assemble(
+                    request, accelerator, dataset, checkpoint=start.checkpoint, progress=start.progress
+                )
+                loop.train(job, start, place)
             process.leave(accelerator)

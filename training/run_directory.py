@@ -1,6 +1,6 @@
 """The folder of a run: opened by one start at a time, resumed by default, never deleted.
 
-    config.yaml  metrics.jsonl  checkpoints/  weights/  plots/  failure.json  lock
+config.yaml  metrics.jsonl  checkpoints/  weights/  plots/  failure.json  lock
 """
 
 from __future__ import annotations
@@ -9,14 +9,46 @@ import fcntl
 import os
 import socket
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import yaml
+from accelerate import Accelerator
 
+from data_pipeline.index import DatasetIndex
+from training.checkpoint import newest_verified, read_state
 from training.command import Request
 from training.config import UserError, changed
+from training.process import agree
+from training.state import Progress, check_plan
 
 _locks: list[IO[str]] = []  # held until the process ends, however it ends: the kernel drops them with it
+
+
+class Start(NamedTuple):
+    """What this start of a run goes on from, and what there is to say about it."""
+
+    checkpoint: Path | None
+    progress: Progress
+    notes: list[str]
+
+
+def start_run(request: Request, accelerator: Accelerator, dataset: DatasetIndex) -> Start:
+    """Open the run directory and choose the checkpoint to go on from; the same answer on every process.
+
+    Process zero decides, the others read the same folder. The newest checkpoint that verifies is taken;
+    RESUME where the run was about something else.
+    """
+
+    def decide() -> Start:
+        notes = open_run(request)
+        checkpoint = newest_verified(request.run_dir / "checkpoints", say=notes.append)
+        if checkpoint is None:
+            return Start(None, Progress(), notes)
+        state = read_state(checkpoint)
+        check_plan(state["plan"], request.config, dataset)
+        return Start(checkpoint, Progress.from_json(state["progress"]), notes)
+
+    return agree(accelerator, decide)
 
 
 def open_run(request: Request) -> list[str]:
@@ -45,7 +77,8 @@ def _lock(run_dir: Path) -> None:
         lock = (run_dir / "lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"--run-dir: cannot write to '{run_dir}': {error.strerror}", mend="give another folder: --run-dir DIR"
+            f"--run-dir: cannot write to '{run_dir}': {error.strerror}",
+            mend="give another folder: --run-dir DIR",
         ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,6 +115,6 @@ def _check_unchanged(request: Request) -> list[str]:
         return [f"changed as asked for: {line}" for line in differences]
     raise UserError(
         "\n".join(f"'{request.run_dir}' was started with other values: {line}" for line in differences),
-        mend=f"start as before (--config {recorded}), anew (--fresh), elsewhere (--run-dir), or --allow-config-change",
+        mend=f"start as before (--config {recorded}), anew (--fresh), or give --allow-config-change",
         code="RESUME",
     )

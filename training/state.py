@@ -1,6 +1,7 @@
 """What a run must remember, as tensors by name and plain JSON: no pickle, and no generator has state to save.
 
-The order of samples, their augmentation and dropout are pure functions of the seed and the step, so the cursor is the step.
+The order of samples, their augmentation and dropout are pure functions of the seed and the step, so the step
+is the whole cursor.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ class Best:
 
 @dataclass
 class Progress:
-    """How far a run is: optimizer steps done, the best evaluation, and the committed length of metrics.jsonl (bytes)."""
+    """How far a run is."""
 
-    step: int = 0
+    step: int = 0  # optimizer steps done
+    evaluated: int = 0  # steps done at the last evaluation
     best: Best | None = None
-    metrics_bytes: int = 0
+    metrics_bytes: int = 0  # committed length of metrics.jsonl
 
     def as_json(self) -> dict[str, Any]:
         """For state.json."""
@@ -43,7 +45,7 @@ class Progress:
     def from_json(cls, state: dict[str, Any]) -> Progress:
         """From state.json."""
         best = state["best"]
-        return cls(state["step"], Best(**best) if best else None, state["metrics_bytes"])
+        return cls(state["step"], state["evaluated"], Best(**best) if best else None, state["metrics_bytes"])
 
 
 def plan_identity(config: Config, dataset: DatasetIndex) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def load_optimizer(
 
 
 def load_model(network: torch.nn.Module, tensors: dict[str, torch.Tensor], *, origin: str) -> None:
-    """Load weights strictly; RESUME listing every tensor that is missing, unknown or of another shape or type."""
+    """Load weights strictly; RESUME lists all that are missing, unknown or of another shape or type."""
     own = network.state_dict()
     faults = [f"{name}: missing" for name in own.keys() - tensors.keys()]
     faults += [f"{name}: not in this network" for name in tensors.keys() - own.keys()]

@@ -1,4 +1,4 @@
-"""Weights & Biases through accelerate's trackers: one run id for the life of a run directory, offline where it must be."""
+"""Weights & Biases through accelerate's trackers: one id in the life of a run directory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from training.config import Config
 ID_FILE = "wandb-id"
 
 
-def start_tracking(accelerator: Accelerator, config: Config, run_dir: Path, say: Callable[[str], None]) -> None:
-    """Start the tracker that `tracking.wandb` asks for; falls back to offline, saying so, where there is no network."""
+def start_tracking(
+    accelerator: Accelerator, config: Config, run_dir: Path, say: Callable[[str], None]
+) -> None:
+    """Start the tracker that `tracking.wandb` asks for; without a network it goes offline, and says so."""
     mode = config.tracking.wandb
     if mode == "disabled" or not accelerator.is_main_process:
         return

@@ -1,4 +1,4 @@
-"""What a user takes away: weights/best.safetensors and last.safetensors for the bare network, and model.json to use them."""
+"""What a user takes away: weights/{best,last}.safetensors for the bare network, and model.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from training.command import Request
 from training.config import Config
 from training.networks.classifiers import classifier
 from training.state import MODEL_FILE, load_model
-from training.tasks import TASKS, Task
+from training.tasks import TASKS
+from training.tasks.task import Task
 
 FORMAT = 1
 MODEL_JSON = "model.json"
@@ -35,7 +36,7 @@ class SavedWeights:
 
 
 def exporter(run_dir: Path, config: Config, dataset: DatasetIndex, *, best: bool) -> Callable[[Path], None]:
-    """A function that copies a committed checkpoint's model to weights/last, and to weights/best if it is the best."""
+    """A function that copies a checkpoint's model to weights/last, and if it is, to weights/best."""
     about = {
         "format": FORMAT,
         "task": config.task,
@@ -48,7 +49,9 @@ def exporter(run_dir: Path, config: Config, dataset: DatasetIndex, *, best: bool
     def export(checkpoint: Path) -> None:
         folder = run_dir / "weights"
         for name in ("last", "best") if best else ("last",):
-            _replace_file(folder / f"{name}.safetensors", lambda part: shutil.copyfile(checkpoint / MODEL_FILE, part))
+            _replace_file(
+                folder / f"{name}.safetensors", lambda part: shutil.copyfile(checkpoint / MODEL_FILE, part)
+            )
         text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
         _replace_file(folder / MODEL_JSON, lambda part: part.write_text(text, encoding="utf-8"))
 
@@ -63,7 +66,7 @@ def _replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def read_weights(request: Request, dataset: DatasetIndex) -> SavedWeights:
-    """The network that `--weights` names, on the CPU; DATA where there is none, RESUME where it does not fit."""
+    """The network that `--weights` names, on the CPU; DATA if there is none, RESUME if it does not fit."""
     name = request.flags.weights
     path = request.run_dir / "weights" / f"{name}.safetensors" if name in ("best", "last") else Path(name)
     try:
@@ -82,6 +85,8 @@ def read_weights(request: Request, dataset: DatasetIndex) -> SavedWeights:
         )
     task = TASKS[about["task"]](len(about["classes"]))
     made_for = about["network"]
-    network = classifier(made_for["name"], channels=made_for["channels"], outputs=task.outputs, pretrained=False)
+    network = classifier(
+        made_for["name"], channels=made_for["channels"], outputs=task.outputs, pretrained=False
+    )
     load_model(network, tensors, origin=str(path))
     return SavedWeights(path, network, task)

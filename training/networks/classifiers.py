@@ -11,7 +11,7 @@ from data_pipeline.fault import UserError
 
 
 def classifier(name: str, *, channels: int, outputs: int, pretrained: bool) -> torch.nn.Module:
-    """The timm network `name` for images of `channels` channels, with a head of `outputs` classes; CONFIG if unknown."""
+    """The timm network `name` for `channels` channels, with a head of `outputs` classes; else CONFIG."""
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
         raise UserError(

@@ -1,7 +1,7 @@
 """What every task offers; the loop, evaluation and checkpoints know nothing else about it.
 
-Scores are made from sums: `tally` gives sums over a batch's valid samples, sums add over batches and processes, `score`
-divides at the very end. So a score is exact on any number of processes.
+Scores are made from sums: `tally` gives sums over a batch's valid samples, sums add over batches and
+processes, `score` divides at the very end. So a score is exact on any number of processes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ Tally = dict[str, torch.Tensor]  # name -> 0-dimensional float64 sum
 
 @dataclass(frozen=True)
 class Task:
-    """A task as three functions; `primary` names the score that best weights are chosen by (higher is better)."""
+    """A task as three functions; `primary` names the score that chooses the best weights (more is better)."""
 
     outputs: int  # channels of the network's output
     primary: str
+    sums: tuple[str, ...]  # names of what `tally` gives
     loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], LossSum]  # outputs, targets, valid
     tally: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Tally]  # outputs, targets, valid
     score: Callable[[Mapping[str, float]], dict[str, float]]  # sums over the split

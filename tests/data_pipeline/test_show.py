@@ -1,0 +1,211 @@
+import io
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+
+from data_pipeline.fault import UserError
+from data_pipeline.index import DatasetIndex, Shard, Split, read_dataset
+from data_pipeline.pack import pack
+from data_pipeline.show import (
+    CLASS_ROWS,
+    SIDE,
+    Thumbnail,
+    _font,
+    balanced,
+    class_table,
+    columns_for,
+    draw_grid,
+    facts,
+    fitted,
+    read_thumbnails,
+    shrunk,
+    spread,
+    write_grid,
+)
+from data_pipeline.sources import class_folders
+
+
+def many_classes(count, name="class {}"):
+    classes = tuple(name.format(number) for number in range(count))
+    shard = Shard("train-000000.tar", 2 * count, 1_500_000, "")
+    splits = {"train": Split((shard,), (2,) * count, ""), "val": Split((shard, shard), (1,) * count, "")}
+    return DatasetIndex("multiclass", classes, "L", (0.5,), (0.25,), splits)
+
+
+def printed(dataset, width=100):
+    console = Console(file=io.StringIO(), width=width, markup=False)
+    console.print(class_table(dataset))
+    return console.file.getvalue()
+
+
+@given(st.integers(0, 500), st.integers(1, 100))
+def test_a_spread_is_even_and_within_the_split(total, count):
+    numbers = spread(total, count)
+    assert len(numbers) == min(total, count)
+    assert set(numbers.tolist()) <= set(range(total))
+    steps = np.diff(numbers)
+    assert len(steps) == 0 or (steps.min() >= 1 and np.ptp(steps) <= 1)
+
+
+@given(st.lists(st.integers(0, 8), max_size=60), st.integers(1, 30))
+def test_rows_are_taken_from_all_classes_alike(labels, count):
+    rows = balanced(np.array(labels, np.int64), count)
+    assert len(set(rows.tolist())) == len(rows) == min(count, len(labels))
+    taken = [sum(labels[row] == label for row in rows) for label in set(labels)]
+    there = [labels.count(label) for label in set(labels)]
+    assert all(
+        one >= other - 1 or one == most for one, most in zip(taken, there, strict=True) for other in taken
+    )
+
+
+def test_rows_come_in_rounds_of_the_classes():
+    labels = np.array([2, 0, 0, 1, 2, 1, 0])
+    assert labels[balanced(labels, 6)].tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_of_more_classes_than_cells_every_so_many_are_shown():
+    labels = np.repeat(np.arange(1000), 2)
+    assert labels[balanced(labels, 4)].tolist() == [0, 250, 500, 750]
+
+
+@given(st.integers(1, 1000), st.integers(1, 1000))
+def test_rows_hold_whole_rounds_of_few_classes(count, classes):
+    columns = columns_for(count, min(classes, count))
+    assert 1 <= columns <= count
+    assert columns <= max(12, np.ceil(np.sqrt(1.6 * count)))
+    assert classes > 12 or columns in (count, columns // classes * classes) or classes > count
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (32, 32), (41, 40), (3000, 2000), (100, 150)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_thumbnails_of_any_picture_fit_their_cell(shape, channels):
+    picture = shrunk(np.full((*shape, channels), 200, np.uint8))
+    assert max(picture.size) <= SIDE
+    assert max(picture.size) > SIDE * 0.75
+    assert min(picture.size) >= 1
+    assert picture.getextrema() == ((200, 200),) * 3
+
+
+def test_tiny_pictures_keep_their_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    picture = np.asarray(shrunk(image))
+    assert np.array_equal(picture[::20, ::20], image)
+    assert np.array_equal(picture[19::20, 19::20], image)
+
+
+def test_the_grid_shows_each_thumbnail_above_its_caption():
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+    cells = [Thumbnail(Image.new("RGB", (SIDE, SIDE), colour), "name") for colour in colours]
+    grid = np.asarray(draw_grid(cells, "data", "train", columns=2))
+    places = [np.argwhere((grid == colour).all(axis=2)) for colour in colours]
+    assert [len(place) for place in places] == [SIDE * SIDE] * 3
+    (top, left), (other_top, _), (third_top, third_left) = (place.min(axis=0) for place in places)
+    assert top == other_top < third_top
+    assert left == third_left
+    assert (grid[top + SIDE + 2 : third_top - 2, left : left + SIDE] < 100).any()
+    assert (grid[:10] == 255).all()
+    assert (grid[:, -10:] == 255).all()
+
+
+@given(st.text(max_size=300))
+def test_captions_fit_whatever_the_name(name):
+    font = _font("DejaVuSans.ttf", 13)
+    caption = fitted(name, font, SIDE)
+    assert font.getlength(caption) <= SIDE
+    assert "\n" not in caption
+
+
+def test_long_names_keep_their_start_and_their_end():
+    name = "pneumonia_of_the_left_upper_lobe_without_effusion"
+    caption = fitted(name, _font("DejaVuSans.ttf", 13), SIDE)
+    start, end = caption.split("…")
+    assert name.startswith(start)
+    assert name.endswith(end)
+    assert min(len(start), len(end)) >= 6
+
+
+def test_the_thumbnails_are_the_pictures_of_their_class(photo_dataset, photo_folder):
+    dataset = read_dataset(photo_dataset)
+    thumbnails = read_thumbnails(photo_dataset, dataset, split="val", samples=12)
+    assert [one.caption for one in thumbnails] == ["astronaut", "cat", "coffee"] * 4
+    for picture, name in thumbnails:
+        candidates = [np.asarray(Image.open(path)) for path in (photo_folder / name).iterdir()]
+        same = [np.array_equal(np.asarray(picture), np.asarray(shrunk(one))) for one in candidates]
+        assert same.count(True) == 1
+
+
+def test_a_grid_of_one_grey_sample_is_drawn(tmp_path):
+    (tmp_path / "source" / "only").mkdir(parents=True)
+    Image.new("L", (1, 500), 90).save(tmp_path / "source" / "only" / "a.png")
+    source = class_folders(tmp_path / "source", val_fraction=0.2, seed=0)
+    root = tmp_path / "root"
+    dataset = pack(source, root, workers=1, seed=0, shard_samples=9, shard_bytes=9**9).dataset
+    write_grid(root, dataset, split="train", samples=40, out=tmp_path / "grid.png")
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert (grid == 90).all(axis=2).sum() == SIDE
+
+
+def test_the_same_grid_is_drawn_again(photo_dataset, tmp_path):
+    dataset = read_dataset(photo_dataset)
+    for name in ("a.png", "b.png"):
+        write_grid(photo_dataset, dataset, split="train", samples=9, out=tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("out", ["missing/grid.png", "."])
+def test_a_place_that_cannot_be_written_is_an_error_that_names_it(photo_dataset, tmp_path, out):
+    with pytest.raises(UserError, match="cannot write") as caught:
+        write_grid(photo_dataset, read_dataset(photo_dataset), split="train", samples=1, out=tmp_path / out)
+    assert caught.value.code == "USAGE"
+    assert "--out" in caught.value.mend
+    assert str(tmp_path / out) in caught.value.what
+
+
+def test_a_damaged_sample_is_named_instead_of_drawn(photo_dataset, tmp_path):
+    root = shutil.copytree(photo_dataset, tmp_path / "copy")
+    tar = root / "val-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[1000] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(UserError, match=r"val-000000\.tar"):
+        read_thumbnails(root, read_dataset(root), split="val", samples=12)
+
+
+def test_the_table_counts_classes_and_splits(photo_dataset):
+    words = [line.split() for line in printed(read_dataset(photo_dataset)).splitlines() if line.strip()]
+    assert words[0] == ["class", "train", "val", "total"]
+    assert words[2:] == [
+        ["astronaut", "16", "4", "20"],
+        ["cat", "16", "4", "20"],
+        ["coffee", "16", "4", "20"],
+        ["total", "48", "12", "60"],
+    ]
+
+
+def test_of_very_many_classes_the_first_are_listed_and_the_others_summed():
+    lines = [line for line in printed(many_classes(1000)).splitlines() if line.strip()]
+    assert len(lines) == CLASS_ROWS + 4
+    assert lines[-2].split() == ["...", "and", "970", "more", "classes", "1,940", "970", "2,910"]
+    assert lines[-1].split() == ["total", "2,000", "1,000", "3,000"]
+
+
+@pytest.mark.parametrize("name", ["[red]{}[/red] :smile:", "x" * 300 + "{}", "line\nbreak {}"])
+def test_odd_class_names_neither_style_nor_break_the_table(name):
+    text = printed(many_classes(2, name), width=80)
+    assert len([line for line in text.splitlines() if line.strip()]) == 5
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "train" in text
+    assert name[:9].replace("\n", " ") in text
+
+
+def test_the_facts_tell_mode_statistics_shards_and_bytes():
+    assert facts(many_classes(1)) == [
+        "pictures: grey (L), mean 0.500, std 0.250",
+        "train: 2 samples in 1 shard, 1.5 MB",
+        "val: 4 samples in 2 shards, 3.0 MB",
+    ]

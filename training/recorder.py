@@ -1,0 +1,154 @@
+"""Everything that leaves a running job: records, console lines, trackers, checkpoints, plots."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from training.assembly import Job
+from training.checkpoint import CheckpointWriter
+from training.console import Console
+from training.counts import joined_digest
+from training.evaluation import Scores, describe
+from training.journal import Journal
+from training.optim import rate_at
+from training.plots import draw_plots
+from training.process import Ended
+from training.run_directory import Start
+from training.state import MODEL_FILE, OPTIMIZER_FILE, Best, optimizer_tensors, plan_identity
+from training.tracking import start_tracking, track
+from training.weights import exporter
+
+
+class Recorder:
+    """Writes for process zero; on the others every method runs and writes nothing."""
+
+    def __init__(self, job: Job, start: Start) -> None:
+        self._job = job
+        config, run_dir, main = job.config, job.request.run_dir, job.accelerator.is_main_process
+        self._console = Console(
+            active=main and not job.request.flags.quiet, every_seconds=config.log.every_seconds
+        )
+        self._journal = Journal(run_dir, active=main, committed=job.progress.metrics_bytes)
+        self._writer = CheckpointWriter(run_dir / "checkpoints", keep=config.checkpoint.keep)
+        self._journal.write(
+            "start",
+            step=job.progress.step,
+            processes=job.accelerator.num_processes,
+            workers=config.data.workers,
+            resumed_from=start.checkpoint.name if start.checkpoint else None,
+            device=job.accelerator.device.type,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+        )
+        for note in start.notes:
+            self._console.say(note)
+        start_tracking(job.accelerator, config, run_dir, self._console.say)
+        self._introduce()
+        done = job.progress.step
+        self._console.begin(step=done, steps=job.last_step, samples=done * config.train.global_batch)
+
+    def step(self, step: int, sums: list[float]) -> bool:
+        """Record optimizer step `step` (from 0) by its sums over all processes; whether one must stop.
+
+        NONFINITE where the loss is not a number.
+        """
+        job, config, done = self._job, self._job.config, step + 1
+        loss_sum, count, stop, *digest = sums
+        loss, rate = loss_sum / count, rate_at(step, config.optim, steps=job.schedule_steps)
+        epoch, samples = step // job.plan.steps_per_epoch, done * config.train.global_batch
+        if not math.isfinite(loss):
+            self._console.end()
+            raise Ended(
+                "NONFINITE",
+                f"error: the loss of step {done} is {loss}",
+                hint="lower --optim.lr, warm up longer, or set --optim.clip-norm 1; then start with --fresh",
+            )
+        if done % config.log.every_steps == 0 or done == job.last_step:
+            proof = {} if config.debug.batch_digest == "none" else {"batch_digest": joined_digest(digest)}
+            self._journal.write("train", step=done, epoch=epoch, samples=samples, loss=loss, lr=rate, **proof)
+            track(job.accelerator, done, {"train/loss": loss, "train/lr": rate})
+        self._console.step(step=done, steps=job.last_step, epoch=epoch, loss=loss, lr=rate, samples=samples)
+        return stop > 0
+
+    def evaluation(self, scores: Scores) -> bool:
+        """Record the scores after the steps done so far; whether they are the best of the run."""
+        job, done = self._job, self._job.progress.step
+        epoch = (done - 1) // job.plan.steps_per_epoch
+        self._journal.write("eval", step=done, epoch=epoch, **scores.as_json())
+        track(job.accelerator, done, {f"eval/{name}": value for name, value in scores.metrics.items()})
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items())
+        self._console.say(f"epoch {epoch + 1}  validation  {shown}  {describe(scores.certificate)}")
+        value, before = scores.metrics[job.task.primary], job.progress.best
+        if before is not None and value <= before.value:
+            return False
+        job.progress.best = Best(done, job.task.primary, value)
+        return True
+
+    def save(self, *, best: bool) -> None:
+        """Begin a checkpoint of everything up to here; returns once the tensors are copied."""
+        job = self._job
+        if not job.accelerator.is_main_process:
+            return
+        job.progress = replace(job.progress, metrics_bytes=self._journal.commit())
+        scaler = job.accelerator.scaler
+        self._writer.save(
+            job.progress.step,
+            {
+                MODEL_FILE: {name: tensor.detach() for name, tensor in job.network.state_dict().items()},
+                OPTIMIZER_FILE: optimizer_tensors(job.optimizer, job.names),
+            },
+            {
+                "progress": job.progress.as_json(),
+                "plan": plan_identity(job.config, job.dataset),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "made_by": {"processes": job.accelerator.num_processes, "threads": torch.get_num_threads()},
+            },
+            best_step=job.progress.best.step if job.progress.best else None,
+            then=exporter(job.request.run_dir, job.config, job.dataset, best=best),
+        )
+
+    def close(self) -> None:
+        """Wait for the last checkpoint and leave the live line."""
+        self._writer.wait()
+        self._console.end()
+
+    def conclude(self) -> None:
+        """Draw the plots and say where everything is."""
+        run_dir, best, say = self._job.request.run_dir, self._job.progress.best, self._console.say
+        if not self._job.accelerator.is_main_process:
+            return
+        draw_plots(run_dir)
+        say("")
+        if best is not None:
+            say(f"{best.metric:<9} {best.value:.4f} on the held-out samples (best, after step {best.step})")
+        say(f"processes {self._job.accelerator.num_processes}")
+        say(f"run       {run_dir}")
+        say(f"plots     {run_dir / 'plots'}")
+        say(f"weights   {run_dir / 'weights' / 'best.safetensors'}")
+
+    def _introduce(self) -> None:
+        job, config, say = self._job, self._job.config, self._console.say
+        processes, batch = job.accelerator.num_processes, config.train.global_batch
+        parameters = sum(parameter.numel() for parameter in job.network.parameters())
+        training, held_out = (
+            job.dataset.split(name) for name in (config.data.train_split, config.data.val_split)
+        )
+        say(f"network   {config.model.name}, {parameters / 1e6:.1f} M parameters, {config.train.precision}")
+        classes = len(job.dataset.classes)
+        say(
+            f"data      {config.data.root}: {training.samples:,} to learn from, {held_out.samples:,} held out"
+        )
+        say(f"task      {config.task}, {classes} classes, {job.dataset.channels} channels")
+        say(
+            f"machine   {processes} process{'es' * (processes > 1)} on {job.accelerator.device.type}, "
+            f"{config.data.workers} reader threads each"
+        )
+        say(
+            f"plan      {batch} samples a step ({-(-batch // processes)} a process), "
+            f"{job.plan.steps_per_epoch} steps an epoch, {job.last_step} in all"
+        )
+        state = f"resumed at step {job.progress.step}" if job.progress.step else "new"
+        say(f"run       {job.request.run_dir} ({state})")
