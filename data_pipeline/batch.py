@@ -6,13 +6,15 @@ Shapes: B samples of the micro-batch, H W pixels, C channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_pipeline.plan import Work
+
+if TYPE_CHECKING:
+    import torch  # two seconds that whoever only looks at samples need not wait
 
 Image = NDArray[np.uint8]  # [H, W, C]
 

@@ -44,11 +44,13 @@ def pack(argv: list[str]) -> None:
     options = _pack_parser().parse(argv)
     source_root, destination = Path(options.source), Path(options.dest)
     _check_apart(source_root, destination)
-    from data_pipeline import pack as packing
-    from data_pipeline.show import counted, shards_in_words
     from data_pipeline.sources import class_folders
 
     source = class_folders(source_root, val_fraction=options.val_fraction, seed=options.seed)
+    from data_pipeline import pack as packing
+    from data_pipeline.show import counted, shards_in_words
+
+    packing.check_free(destination)
     found = counted(len(source.classes), "class", "classes"), counted(len(source.pictures), "picture")
     _say(f"found {source.kind}: {', '.join(found)}")
     with _progress(len(source.pictures)) as advance:

@@ -82,7 +82,7 @@ def pack(
     A tar is closed at `shard_samples` samples or `shard_bytes` bytes of source files, whichever comes first.
     `progress` is told the number of pictures of each tar that is done.
     """
-    _check_free(destination)
+    check_free(destination)
     destination.mkdir(parents=True, exist_ok=True)
     jobs = shard_jobs(source, destination, seed=seed, shard_samples=shard_samples, shard_bytes=shard_bytes)
     results: list[ShardResult] = []
@@ -168,17 +168,22 @@ def _run(jobs: list[ShardJob], workers: int) -> Iterator[ShardResult]:
     if workers <= 1 or len(jobs) == 1:
         yield from map(write_shard, jobs)
         return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), spawn, initializer=_end_quietly) as pool:
-        yield from pool.map(write_shard, jobs)
+    with ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn")) as pool:
+        # Workers inherit deafness to Ctrl-C, which each would answer with a traceback; this process ends them.
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        futures = [pool.submit(write_shard, job) for job in jobs]
+        signal.signal(signal.SIGINT, heard)
+        try:
+            for future in futures:
+                yield future.result()
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
 
 
-def _end_quietly() -> None:
-    """Let Ctrl-C end a worker at once and without a traceback; the parent says what there is to say."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _check_free(destination: Path) -> None:
+def check_free(destination: Path) -> None:
+    """Refuse, with DATA, to write where something else is; a broken-off packing is no hindrance."""
     if (destination / DATASET_FILE).exists():
         raise UserError(
             f"'{destination}' already holds a data set", mend="give another folder, or remove this one"

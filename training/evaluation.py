@@ -134,10 +134,11 @@ def evaluate_weights(request: Request, accelerator: Accelerator, dataset: Datase
         )
     console.say(f"weights   {saved.path}")
     console.say(f"split     {request.config.data.val_split}, {describe(scores.certificate)}")
+    console.say(f"digest    {scores.certificate.digest}")
     for name, value in scores.metrics.items():
         console.say(f"{name:<9} {value!r}")
 
 
 def describe(certificate: Certificate) -> str:
     """The certificate in words."""
-    return f"{certificate.seen} of {certificate.expected} samples, each once (digest {certificate.digest})"
+    return f"{certificate.seen} of {certificate.expected} samples, each once"

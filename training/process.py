@@ -59,7 +59,11 @@ class Place:
 
 
 class Agreed(Exception):
-    """A mistake that process zero found and reports; the others leave with it, silently."""
+    """Something that process zero found and reports; the others leave with the same exit code, silently."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
 
 
 @contextlib.contextmanager
@@ -74,8 +78,8 @@ def last_words() -> Iterator[Place]:
         if place.speaks and _write_failure(place, error.code, error.what, error.mend):
             _speak(place, user_error_text(error, rank=place.rank))
         _exit(USER_EXIT)
-    except Agreed:
-        _exit(USER_EXIT)
+    except Agreed as error:
+        _exit(error.exit_code)
     except Ended as error:
         if place.rank == 0:
             _speak(place, f"{error.what}\n{fatal_line(error.code, rank=place.rank, hint=error.hint)}")
@@ -159,7 +163,9 @@ def tie_to_launcher() -> None:
 def check_launch() -> None:
     """Refuse a start in which fewer processes came up than were asked for; USAGE."""
     env = os.environ
-    if "MASTER_ADDR" in env and "WORLD_SIZE" not in env and "ACCELERATE_MIXED_PRECISION" in env:
+    # accelerate sets MASTER_ADDR for several processes even where it then starts one.
+    by_accelerate = "ACCELERATE_MIXED_PRECISION" in env and b"MASTER_ADDR=" not in _parent_environment()
+    if "MASTER_ADDR" in env and "WORLD_SIZE" not in env and by_accelerate:
         raise UserError(
             "accelerate was asked for several processes and started one: on CPUs it ignores --num_processes",
             mend="torchrun --nproc_per_node N run.py, or accelerate launch --multi_gpu --num_processes N",
@@ -178,23 +184,33 @@ def check_launch() -> None:
         )
 
 
+def _parent_environment() -> bytes:
+    """The variables that the launcher itself was started with; empty where that cannot be seen."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    return b""
+
+
 def agree(accelerator: Accelerator, decide: Callable[[], T]) -> T:
-    """What process zero decides, on every process; a UserError there ends them all, and only it reports."""
+    """What process zero decides, on every process; if that fails, all end, and only it reports."""
     from accelerate.utils import broadcast_object_list
 
-    answer: list[Any] = [None, False]
-    mistake: UserError | None = None
+    answer: list[Any] = [None, 0]
+    failure: Exception | None = None
     if accelerator.is_main_process:
         try:
             answer[0] = decide()
-        except UserError as error:
-            mistake, answer[1] = error, True
+        except Exception as error:
+            failure = error
+            answer[1] = (
+                USER_EXIT if isinstance(error, UserError) else EXIT_CODES[getattr(error, "code", "CRASH")]
+            )
     if accelerator.num_processes > 1:
         broadcast_object_list(answer)
-    if mistake is not None:
-        raise mistake
+    if failure is not None:
+        raise failure
     if answer[1]:
-        raise Agreed
+        raise Agreed(answer[1])
     result: T = answer[0]
     return result
 

@@ -18,7 +18,7 @@ from training.plots import draw_plots
 from training.process import Ended
 from training.run_directory import Start
 from training.state import MODEL_FILE, OPTIMIZER_FILE, Best, optimizer_tensors, plan_identity
-from training.tracking import start_tracking, track
+from training.tracking import start_tracking, stop_tracking, track
 from training.weights import exporter
 
 
@@ -80,7 +80,7 @@ class Recorder:
         self._journal.write("eval", step=done, epoch=epoch, **scores.as_json())
         track(job.accelerator, done, {f"eval/{name}": value for name, value in scores.metrics.items()})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items())
-        self._console.say(f"epoch {epoch + 1}  validation  {shown}  {describe(scores.certificate)}")
+        self._console.say(f"epoch {epoch + 1}  validation  {shown}  ({describe(scores.certificate)})")
         value, before = scores.metrics[job.task.primary], job.progress.best
         if before is not None and value <= before.value:
             return False
@@ -111,8 +111,9 @@ class Recorder:
         )
 
     def close(self) -> None:
-        """Wait for the last checkpoint and leave the live line."""
+        """Wait for the last checkpoint, let the trackers finish, and leave the live line."""
         self._writer.wait()
+        stop_tracking(self._job.accelerator)
         self._console.end()
 
     def conclude(self) -> None:
@@ -141,7 +142,8 @@ class Recorder:
         say(
             f"data      {config.data.root}: {training.samples:,} to learn from, {held_out.samples:,} held out"
         )
-        say(f"task      {config.task}, {classes} classes, {job.dataset.channels} channels")
+        kind = "grey" if job.dataset.channels == 1 else "colour"
+        say(f"task      {config.task}, {classes} classes, {kind} pictures")
         say(
             f"machine   {processes} process{'es' * (processes > 1)} on {job.accelerator.device.type}, "
             f"{config.data.workers} reader threads each"

@@ -9,16 +9,17 @@ import fcntl
 import os
 import socket
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from data_pipeline.index import DatasetIndex
 from training.checkpoint import newest_verified, read_state
 from training.command import Request
-from training.config import UserError, changed
-from training.process import agree
+from training.config import Config, UserError, changed
+from training.process import Ended, agree
 from training.state import Progress, check_plan
 
 _locks: list[IO[str]] = []  # held until the process ends, however it ends: the kernel drops them with it
@@ -36,10 +37,13 @@ def start_run(request: Request, accelerator: Accelerator, dataset: DatasetIndex)
     """Open the run directory and choose the checkpoint to go on from; the same answer on every process.
 
     Process zero decides, the others read the same folder. The newest checkpoint that verifies is taken;
-    RESUME where the run was about something else.
+    RESUME where the run was about something else, CONFIG where a process was started with other flags or
+    another data set than process zero.
     """
+    everyone = gather_object([(request.config.model_dump(mode="json"), dataset.identity())])
 
     def decide() -> Start:
+        _check_same_everywhere(everyone)
         notes = open_run(request)
         checkpoint = newest_verified(request.run_dir / "checkpoints", say=notes.append)
         if checkpoint is None:
@@ -49,6 +53,22 @@ def start_run(request: Request, accelerator: Accelerator, dataset: DatasetIndex)
         return Start(checkpoint, Progress.from_json(state["progress"]), notes)
 
     return agree(accelerator, decide)
+
+
+def _check_same_everywhere(everyone: list[tuple[dict[str, Any], str]]) -> None:
+    """CONFIG where a process was started with other flags or data than process zero."""
+    (zero, data), *others = everyone
+    differences = []
+    for rank, (config, its_data) in enumerate(others, 1):
+        lines = changed(zero, Config.model_validate(config))
+        lines += ["it has another data set"] if its_data != data else []
+        differences += [f"process {rank} differs from process 0: {line}" for line in lines]
+    if differences:
+        raise UserError(
+            "\n".join(differences),
+            mend="give every process the same options and the same data set",
+            code="CONFIG",
+        )
 
 
 def open_run(request: Request) -> list[str]:
@@ -76,10 +96,8 @@ def _lock(run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = (run_dir / "lock").open("a+", encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"--run-dir: cannot write to '{run_dir}': {error.strerror}",
-            mend="give another folder: --run-dir DIR",
-        ) from None
+        what = f"error: --run-dir: cannot write to '{run_dir}': {error.strerror}"
+        raise Ended("STORAGE", what, hint="make it writable, or give another folder: --run-dir DIR") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -44,3 +44,9 @@ def track(accelerator: Accelerator, step: int, values: dict[str, float]) -> None
     """Hand numbers of one optimizer step to the trackers."""
     if accelerator.trackers:
         accelerator.log(values, step=step)
+
+
+def stop_tracking(accelerator: Accelerator) -> None:
+    """Let the trackers write what they hold; `end_training` would take the process group down as well."""
+    for tracker in accelerator.trackers:
+        tracker.finish()

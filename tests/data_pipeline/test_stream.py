@@ -142,11 +142,13 @@ def test_a_picture_that_cannot_be_decoded_stops_the_run_at_its_batch_and_names_i
     work = training(copied)
     number = int(plan_for(copied).batch(2)[0])
     shard, key, offsets = damage_sample(copied, number, picture_of(copied, number), b"<html>")
-    before = []
+    batches = stream(recipe_for(copied), work, workers=workers, prefetch=2)
+    before = [next(batches).work for _ in range(6)]
     with pytest.raises(UserError, match="cannot decode") as caught:
-        for batch in stream(recipe_for(copied), work, workers=workers, prefetch=2):
-            before.append((batch.work.step, batch.work.piece))
-    assert before == [(step, piece) for step in range(2) for piece in range(3)]
+        next(batches)
+    assert [(one.step, one.piece) for one in before] == [
+        (step, piece) for step in range(2) for piece in range(3)
+    ]
     assert caught.value.place == {"shard": shard, "member": key, "offset": min(filter(None, offsets))}
     assert not reader_threads()
 
@@ -209,7 +211,7 @@ def test_reading_ahead_stops_at_the_prefetch(photo_dataset):
         next(batches)
     threading.Event().wait(0.5)
     batches.close()
-    # Both workers walk the whole plan: 4 taken, 2 x 2 waiting, 2 in hand, and what each of them skipped for the other.
+    # Both workers walk the whole plan: 4 taken, 2 x 2 waiting, 2 in hand, and what each left to the other.
     assert len(asked) <= 2 * (4 + 4 + 2 + 2)
 
 

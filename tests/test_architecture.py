@@ -1,0 +1,334 @@
+"""The shape of the program: who may import whom, how large a part may grow, and what appears nowhere."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+import typing
+from importlib.metadata import packages_distributions
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("launch", "training", "data_pipeline")
+MODULE_LINES, FUNCTION_LINES = 250, 60
+
+# Lowest first. A module of training imports modules of training only from the lines above its own.
+TRAINING_LAYERS = [
+    {"tree"},
+    {"augmentation"},
+    {"config"},
+    {"command", "losses", "counts", "inputs", "console", "journal", "checkpoint", "process"},
+    {"manual", "optim", "state", "tracking", "plots", "networks", "networks.classifiers", "tasks.task"},
+    {"tasks.multiclass"},
+    {"tasks"},
+    {"weights", "reduction"},
+    {"assembly"},
+    {"evaluation", "run_directory"},
+    {"recorder"},
+    {"rehearsal", "loop"},
+    {"run"},
+]
+
+# What users script against: adding a name here is a decision, taking one away breaks somebody's script.
+OPTIONS = {
+    "": "allow_config_change config dry_run fresh print_config quiet run_dir weights task seed",
+    "data.": "root embedded train_split val_split train_transforms eval_transforms lanes shuffle_block "
+    "workers prefetch",
+    "model.": "name pretrained",
+    "optim.": "name lr weight_decay momentum schedule warmup_steps final_lr clip_norm",
+    "train.": "global_batch micro_batch epochs max_steps precision timeout_seconds sync_batchnorm",
+    "eval.": "every_epochs batch",
+    "checkpoint.": "every_steps keep",
+    "log.": "every_steps every_seconds",
+    "tracking.": "wandb project",
+    "debug.": "batch_digest",
+}
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+
+
+def imports_of(name):
+    """Every module of ours that a module names in an import, inside functions too."""
+    found = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} line {node.lineno}: relative import"
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {dotted if dotted in FILES else node.module for dotted in whole}
+    return {dotted for dotted in found if dotted in FILES}
+
+
+def package_of(dotted):
+    return dotted.partition(".")[0]
+
+
+def test_the_three_packages_have_modules_to_look_at():
+    assert len(FILES) > 40
+    assert imports_of("training.loop") > {"training.assembly", "data_pipeline.batch"}
+    assert imports_of("training.run") >= {"training.command", "training.loop"}
+
+
+def test_launch_imports_nothing_of_ours_but_itself_and_the_configuration():
+    for name in FILES:
+        if package_of(name) == "launch":
+            strangers = {one for one in imports_of(name) if package_of(one) != "launch"}
+            assert strangers <= {"training.config"}, name
+
+
+def test_data_pipeline_knows_neither_training_nor_launch():
+    for name in FILES:
+        if package_of(name) == "data_pipeline":
+            assert {package_of(one) for one in imports_of(name)} <= {"data_pipeline"}, name
+
+
+def test_training_never_imports_launch():
+    for name in FILES:
+        if package_of(name) == "training":
+            assert {package_of(one) for one in imports_of(name)} <= {"training", "data_pipeline"}, name
+
+
+def test_inside_training_imports_point_downwards_only():
+    height = {f"training.{name}": level for level, names in enumerate(TRAINING_LAYERS) for name in names}
+    ours = {name for name in FILES if package_of(name) == "training" and name != "training"}
+    assert ours == height.keys(), "a new module gets a place in TRAINING_LAYERS, one that is gone leaves it"
+    upward = [
+        f"{name} -> {imported}"
+        for name in sorted(ours)
+        for imported in imports_of(name) & ours
+        if height[imported] >= height[name]
+    ]
+    assert upward == []
+
+
+def test_no_imports_go_in_circles():
+    finished, under_way = set(), []
+
+    def visit(name):
+        assert name not in under_way, " -> ".join([*under_way[under_way.index(name) :], name])
+        if name in finished:
+            return
+        under_way.append(name)
+        for imported in sorted(imports_of(name)):
+            visit(imported)
+        under_way.pop()
+        finished.add(name)
+
+    for name in sorted(FILES):
+        visit(name)
+
+
+def test_run_is_a_contents_page_that_defines_nothing():
+    assert len(FILES["training.run"].read_text(encoding="utf-8").splitlines()) < 80
+    defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    assert [node for node in ast.walk(TREES["training.run"]) if isinstance(node, defined)] == []
+
+
+def test_the_loop_fits_on_two_screens():
+    assert len(FILES["training.loop"].read_text(encoding="utf-8").splitlines()) < 150
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_no_module_and_no_function_grows_out_of_sight(name):
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= MODULE_LINES
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno + 1 <= FUNCTION_LINES, f"{name}.{node.name}"
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_module_opens_with_one_sentence(name):
+    text = ast.get_docstring(TREES[name])
+    assert text, "a file says what it is for"
+    first = text.split("\n\n")[0].rstrip()
+    assert first[-1] in ".;:", first
+    assert not re.search(r"\.\s+[A-Z]", first), f"one sentence, then an empty line: {first!r}"
+
+
+def test_no_module_is_a_drawer_and_no_class_is_a_manager():
+    drawers = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "trainer"}
+    assert [name for name in FILES if drawers & set(name.split("."))] == []
+    classes = [
+        f"{name}.{node.name}"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name.endswith(("Trainer", "Manager"))
+    ]
+    assert classes == []
+
+
+def test_no_module_hides_one_of_pythons_or_of_a_dependency_when_its_folder_is_on_the_path():
+    """`python training/run.py` puts training/ on sys.path: a `training/queue.py` would break torch."""
+    installed = {name for name, owners in packages_distributions().items() if set(owners) != {"lockstep"}}
+    assert {"torch", "timm", "yaml"} <= installed
+    taken = installed | set(sys.stdlib_module_names)
+    own = {name for name in FILES if not name.endswith("__main__")} | set(PACKAGES)
+    assert [name for name in sorted(own) if name.rpartition(".")[2] in taken] == []
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "training.config",
+        "training.command",
+        "launch.__main__",
+        "data_pipeline.commands",
+        "data_pipeline.plan",
+    ],
+)
+def test_what_answers_at_once_loads_no_torch(module):
+    code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    heavy = {"torch", "torchvision", "timm", "accelerate", "wandb", "sklearn", "matplotlib", "cv2"}
+    if module != "data_pipeline.plan":
+        heavy |= {"numpy"}
+    loaded = set(done.stdout.split())
+    assert package_of(module) in loaded
+    assert loaded & heavy == set()
+
+
+def dotted(node):
+    """`torch.nn.Linear` of an expression that is one, else an empty string."""
+    if isinstance(node, ast.Attribute):
+        inner = dotted(node.value)
+        return f"{inner}.{node.attr}" if inner else ""
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+FORBIDDEN_MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+FORBIDDEN_CALLS = {
+    *("torch.save", "torch.load", "os.system", "os.popen", "eval", "exec"),
+    *("yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.unsafe_load_all"),
+}
+SAFE_LOADERS = {"yaml.SafeLoader", "yaml.CSafeLoader"}
+
+
+def faults_in(tree):
+    """What may run a stranger's code: unpickling, shells, YAML that builds objects."""
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    safe = {one.name for one in classes if {dotted(base) for base in one.bases} & SAFE_LOADERS} | SAFE_LOADERS
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            named = {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            named = {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            named = {dotted(node)}
+        elif isinstance(node, ast.Call):
+            named = {dotted(node.func)} | set(dangers_in(node, safe))
+        else:
+            continue
+        for name in named & (FORBIDDEN_MODULES | FORBIDDEN_CALLS | DANGERS):
+            yield f"line {node.lineno}: {name}"
+
+
+DANGERS = {"shell=", "allow_pickle=", "yaml.load without a safe loader"}
+
+
+def dangers_in(call, safe):
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    for name in ("shell", "allow_pickle"):
+        value = keywords.get(name)
+        if value is not None and not (isinstance(value, ast.Constant) and value.value is False):
+            yield f"{name}="
+    if dotted(call.func) == "yaml.load":
+        loader = keywords.get("Loader", call.args[1] if len(call.args) > 1 else None)
+        if loader is None or dotted(loader) not in safe:
+            yield "yaml.load without a safe loader"
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_nothing_can_run_a_strangers_code(name):
+    assert list(faults_in(TREES[name])) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import torch\ntorch.save({}, 'a')",
+        "from torch import load",
+        "import subprocess\nsubprocess.run('ls', shell=True)",
+        "import yaml\nyaml.load(text)",
+        "import yaml\nyaml.load(text, yaml.Loader)",
+        "import yaml\nyaml.load(text, Loader=yaml.FullLoader)",
+        "import numpy\nnumpy.load('a', allow_pickle=True)",
+        "eval('1')",
+    ],
+)
+def test_the_search_for_what_runs_a_strangers_code_finds_it(code):
+    assert list(faults_in(ast.parse(code))) != []
+
+
+def test_the_set_of_options_is_frozen():
+    from training.command import Flags
+    from training.config import Config
+    from training.tree import fields_of
+
+    frozen = [section + name for section, names in OPTIONS.items() for name in names.split()]
+    assert sorted(chain(Flags.model_fields, (name for name, _ in fields_of(Config)))) == sorted(frozen)
+
+
+def test_every_option_says_what_it_is():
+    from training.command import Flags
+    from training.config import Config
+    from training.tree import fields_of
+
+    mute = [name for name, field in chain(fields_of(Flags), fields_of(Config)) if not field.description]
+    assert mute == []
+
+
+def test_recipes_can_name_the_transforms_that_exist_and_no_others():
+    from data_pipeline.transforms import TRANSFORMS
+    from training.config import DataConfig
+
+    step, _ = typing.get_args(DataConfig.model_fields["train_transforms"].annotation)
+    assert step.model_fields.keys() == TRANSFORMS.keys()
+    for name, transform in TRANSFORMS.items():
+        (section,) = set(typing.get_args(step.model_fields[name].annotation)) - {type(None)}
+        fields = section.model_fields
+        written = {one: field.default for one, field in fields.items() if not field.is_required()}
+        parameters = inspect.signature(transform).parameters.values()
+        known = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+        assert fields.keys() == known.keys(), name
+        assert written == {one: value for one, value in known.items() if value is not inspect.Parameter.empty}
+
+
+def test_names_that_the_configuration_allows_are_those_that_the_program_knows():
+    from training.assembly import PRECISIONS
+    from training.config import Config, OptimConfig, TrainConfig
+    from training.optim import OPTIMIZERS
+    from training.tasks import TASKS
+
+    def choices(section, name):
+        return set(typing.get_args(section.model_fields[name].annotation))
+
+    assert choices(Config, "task") == TASKS.keys()
+    assert choices(OptimConfig, "name") == OPTIMIZERS.keys()
+    assert choices(TrainConfig, "precision") == PRECISIONS.keys()
+
+
+def test_every_shipped_recipe_is_a_whole_configuration_and_tells_how_to_run_it():
+    from training.command import RECIPES, read_request
+    from training.config import recipe_names
+
+    assert "digits" in recipe_names()
+    for name in recipe_names():
+        assert read_request(["--config", name]).config.as_yaml()
+        header = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").split("\ntask:")[0]
+        assert "accelerate launch training/run.py" in header, name

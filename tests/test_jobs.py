@@ -1,0 +1,736 @@
+"""Whole runs, as a user starts them: real launchers, real processes, real kills; what they leave behind is compared.
+
+Runs that several tests look at happen once (`once`), also where pytest-xdist spreads the tests over processes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.digits import ensure_digits
+from data_pipeline.index import index_path, read_dataset, read_shard_index
+from data_pipeline.pack import pack
+from data_pipeline.sources import class_folders
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).parent.parent
+RUN = ROOT / "training" / "run.py"
+BIN = Path(sys.executable).parent
+STEPS, EPOCH, EVERY = 30, 22, 4  # of the runs below: steps in all, steps an epoch, steps between checkpoints
+DEADLINE = 180  # seconds for any run here, on a machine that is busy with others
+MARK = "LOCKSTEP_TEST_RUN"  # names a run in the environment of all its processes
+
+PYTHON = [sys.executable, str(RUN)]
+MODULE = [sys.executable, "-m", "training.run"]
+ACCELERATE = [str(BIN / "accelerate"), "launch"]
+
+
+def torchrun(processes):
+    return [str(BIN / "torchrun"), f"--nproc_per_node={processes}", str(RUN)]
+
+
+def launcher_of(processes):
+    return PYTHON if processes == 1 else torchrun(processes)
+
+
+class Running(NamedTuple):
+    process: subprocess.Popen
+    mark: str
+    folder: Path
+    name: str
+
+
+class Finished(NamedTuple):
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+def start(command, *, folder, name="run", cwd=None, env=None):
+    """Start a command in a session of its own; `folder` keeps what it says."""
+    mark = uuid.uuid4().hex
+    known = {key: os.environ[key] for key in ("PATH", "HOME", "TMPDIR", "LANG") if key in os.environ}
+    clean = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(folder / "hf"), MARK: mark}
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        cwd=cwd or folder,
+        env={**known, **clean, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=(folder / f".{name}.out").open("wb"),
+        stderr=(folder / f".{name}.err").open("wb"),
+        start_new_session=True,
+    )
+    return Running(process, mark, folder, name)
+
+
+def finish(running, *, within=DEADLINE):
+    """Wait for the end of a run, whatever it is; processes that outlive it by five seconds are a fault."""
+    started = time.monotonic()
+    try:
+        code = running.process.wait(timeout=within)
+        left = wait_until(lambda: not processes_of(running) or None, within=5) is None
+        assert not left, f"left over: {processes_of(running)}"
+    finally:
+        for number in processes_of(running):
+            os.kill(number, signal.SIGKILL)
+        running.process.wait()
+    said = [(running.folder / f".{running.name}.{end}").read_text(errors="replace") for end in ("out", "err")]
+    return Finished(code, *said, time.monotonic() - started)
+
+
+def processes_of(running):
+    """Every living process that carries the run's mark, found in /proc: children of children too."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                marked = f"{MARK}={running.mark}".encode() in (entry / "environ").read_bytes()
+                dead = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            except OSError:
+                continue
+            if marked and not dead:
+                found.append(int(entry.name))
+    return found
+
+
+def wait_until(look, *, within=DEADLINE):
+    """The first truthy answer of `look`, None where there is none in time."""
+    end = time.monotonic() + within
+    while time.monotonic() < end:
+        if answer := look():
+            return answer
+        time.sleep(0.01)
+    return None
+
+
+def run(command, **keywords):
+    return finish(start(command, **keywords))
+
+
+def succeed(command, **keywords):
+    done = run(command, **keywords)
+    assert done.code == 0, done.out + done.err
+    return done
+
+
+def records(run_dir, kind=None):
+    try:
+        text = (run_dir / "metrics.jsonl").read_text()
+    except FileNotFoundError:
+        return []
+    whole = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [one for one in whole if kind in (None, one["kind"])]
+
+
+def results(run_dir):
+    """All records but those of starts: what a kill and a resume must not change."""
+    return [one for one in records(run_dir) if one["kind"] != "start"]
+
+
+def steps_of(run_dir):
+    return [one["step"] for one in records(run_dir, "train")]
+
+
+def digests(run_dir):
+    return [one["batch_digest"] for one in records(run_dir, "train")]
+
+
+def weights_sha(run_dir, name="last"):
+    return hashlib.sha256((run_dir / "weights" / f"{name}.safetensors").read_bytes()).hexdigest()
+
+
+def failure(run_dir):
+    return json.loads((run_dir / "failure.json").read_text())
+
+
+def reaches(run_dir, step):
+    return lambda: (lambda done: done and done[-1] >= step)(steps_of(run_dir))
+
+
+def refused(done, code, *words, lines=2):
+    """Exit 2 and, on stderr, one line a mistake and the FATAL line."""
+    said = done.err.strip().splitlines()
+    assert done.code == 2, done.err
+    assert len(said) == lines, done.err
+    assert said[-1].startswith(f"FATAL code={code} rank=0 "), done.err
+    for word in words:
+        assert word in done.err, done.err
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder that all pytest-xdist processes of this test run have in common."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "jobs"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def once(shared):
+    """`once(name, make)`: the folder `name`, which `make(folder)` has filled exactly once."""
+
+    def get(name, make):
+        folder, done = shared / name, shared / f".{name}.done"
+        with (shared / f".{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def digits(shared):
+    ensure_digits(shared / "digits")
+    return shared / "digits"
+
+
+@pytest.fixture(scope="session")
+def common(digits):
+    """The flags of the runs that are compared with one another."""
+    flags = {
+        "--data.root": digits,
+        "--model.name": "test_resnet",
+        "--train.max-steps": STEPS,
+        "--checkpoint.every-steps": EVERY,
+        "--checkpoint.keep": 3,
+        "--debug.batch-digest": "pixels",
+    }
+    return [word for pair in flags.items() for word in pair]
+
+
+@pytest.fixture(scope="session")
+def whole(once, common):
+    """`whole(processes)`: the run directory of the run that nothing disturbs, with `processes` - 1 workers each."""
+
+    def get(processes):
+        def make(folder):
+            flags = ["--run-dir", "run", "--data.workers", processes - 1]
+            succeed([*launcher_of(processes), *common, *flags], folder=folder, name="whole")
+
+        return once(f"whole-{processes}", make) / "run"
+
+    return get
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    """A copy of a finished run with one process, to go on from or to damage."""
+    shutil.copytree(whole(1), tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def small(once):
+    """36 samples to learn from in four shards, splits of 7 and of 1 to evaluate; 32 x 32 JPEGs of three classes."""
+
+    def make(folder):
+        draws = np.random.default_rng(0)
+        for split, counts in {"train": (12, 12, 12), "val": (3, 2, 2), "test": (1,)}.items():
+            for label, count in enumerate(counts):
+                (folder / "pictures" / split / f"class{label}").mkdir(parents=True)
+                for number in range(count):
+                    pixels = draws.integers(80 * label, 80 * label + 90, (32, 32, 3)).astype(np.uint8)
+                    path = folder / "pictures" / split / f"class{label}" / f"{number}.jpg"
+                    Image.fromarray(pixels).save(path, quality=90)
+        source = class_folders(folder / "pictures", val_fraction=0.2, seed=0)
+        pack(source, folder / "packed", workers=1, seed=0, shard_samples=10, shard_bytes=1 << 30)
+
+    return once("small", make) / "packed"
+
+
+def flags_for_small(root):
+    flags = {
+        "--data.root": root,
+        "--data.embedded": "none",
+        "--data.train-transforms": "[]",
+        "--model.name": "test_resnet",
+        "--train.global-batch": 12,
+        "--eval.batch": 2,
+    }
+    return [word for pair in flags.items() for word in pair]
+
+
+# Check 3: every way to start it.
+
+LAUNCHES = {
+    "accelerate launch with a relative path": ([*ACCELERATE, "training/run.py"], "checkout", 1),
+    "accelerate launch with an absolute path": ([*ACCELERATE, str(RUN)], "elsewhere", 1),
+    "accelerate launch with two processes": (
+        [*ACCELERATE, "--multi_gpu", "--num_processes=2", "--main_process_port=0", str(RUN)],
+        "elsewhere",
+        2,
+    ),
+    "python with an absolute path": ([sys.executable, str(RUN)], "elsewhere", 1),
+    "python with a relative path": ([sys.executable, "training/run.py"], "checkout", 1),
+    "python -m": ([sys.executable, "-m", "training.run"], "checkout", 1),
+    "torchrun with two processes": (torchrun(2), "elsewhere", 2),
+}
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_every_way_to_start_it_trains(name, digits, tmp_path):
+    command, where, processes = LAUNCHES[name]
+    flags = ["--run-dir", tmp_path / "run", "--data.root", digits, "--train.max-steps", 2]
+    cwd = ROOT if where == "checkout" else tmp_path
+    done = succeed([*command, *flags], folder=tmp_path, cwd=cwd)
+    (begun,) = records(tmp_path / "run", "start")
+    assert begun["processes"] == processes
+    assert steps_of(tmp_path / "run") == [1, 2]
+    assert f"processes {processes}" in done.out
+    assert (tmp_path / "run" / "weights" / "best.safetensors").exists()
+
+
+def test_a_launcher_that_starts_fewer_processes_than_asked_for_is_found_out(digits, tmp_path):
+    command = [*ACCELERATE, "--cpu", "--num_processes", "2", RUN, "--run-dir", "run", "--data.root", digits]
+    done = run(command, folder=tmp_path)
+    assert done.code != 0
+    assert "FATAL code=USAGE rank=0 " in done.err
+    assert "torchrun --nproc_per_node" in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_world_size_that_nobody_joins_is_found_out(digits, tmp_path):
+    command = [*PYTHON, "--run-dir", "run", "--data.root", digits]
+    done = run(command, folder=tmp_path, env={"WORLD_SIZE": "2"})
+    refused(done, "USAGE", "2 processes were asked for")
+    assert not (tmp_path / "run").exists()
+
+
+# Check 4: one order, the same pixels, on any topology.
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_batches_are_the_same_bits_on_any_number_of_processes_and_workers(whole, processes):
+    one = digests(whole(1))
+    assert len(one) == len(set(one)) == STEPS
+    assert digests(whole(processes)) == one
+    begun = [records(whole(count), "start")[0] for count in (1, processes)]
+    assert [(each["processes"], each["workers"]) for each in begun] == [(1, 0), (processes, processes - 1)]
+
+
+def test_batches_do_not_depend_on_the_micro_batch_and_losses_hardly(whole, common, tmp_path):
+    flags = ["--run-dir", "run", "--train.micro-batch", 7, "--train.max-steps", 6]
+    succeed([*MODULE, *common, *flags], folder=tmp_path)
+    assert digests(tmp_path / "run") == digests(whole(1))[:6]
+
+
+def test_another_seed_gives_other_batches(whole, common, tmp_path):
+    flags = ["--run-dir", "run", "--seed", 1, "--train.max-steps", 3]
+    succeed([*PYTHON, *common, *flags], folder=tmp_path)
+    assert not set(digests(tmp_path / "run")) & set(digests(whole(1)))
+
+
+def test_more_processes_than_samples_in_a_batch_see_the_same_batches(common, tmp_path):
+    """Two samples a step on three processes: the third takes part and counts nothing. No BatchNorm in this one."""
+    flags = ["--train.global-batch", 2, "--train.max-steps", 4, "--model.name", "test_convnext"]
+    for processes in (1, 3):
+        command = [*launcher_of(processes), *common, *flags, "--run-dir", f"run{processes}"]
+        succeed(command, folder=tmp_path)
+    assert digests(tmp_path / "run3") == digests(tmp_path / "run1")
+    one, three = ([step["loss"] for step in records(tmp_path / f"run{count}", "train")] for count in (1, 3))
+    assert three == pytest.approx(one, rel=1e-4)
+
+
+# Check 5: kill it anywhere.
+
+
+@pytest.fixture(scope="session")
+def killed(once, common):
+    """`killed(processes)`: the command and folder of a run whose launcher's whole group was killed in mid-epoch."""
+
+    def get(processes):
+        command = [*launcher_of(processes), *common, "--run-dir", "run", "--data.workers", processes - 1]
+
+        def make(folder):
+            running = start(command, folder=folder, name="killed")
+            assert wait_until(reaches(folder / "run", 10)), finish(running, within=1)
+            if processes == 1:
+                _start_beside(running, command)
+            os.killpg(running.process.pid, signal.SIGKILL)
+            assert finish(running).code == -signal.SIGKILL
+            assert 10 <= steps_of(folder / "run")[-1] < EPOCH, "killed too late: not in the first epoch"
+
+        return command, once(f"killed-{processes}", make)
+
+    return get
+
+
+def _start_beside(running, command):
+    """A second start while the first one holds the run directory, frozen so that it cannot end meanwhile."""
+    os.kill(running.process.pid, signal.SIGSTOP)
+    refused(run(command, folder=running.folder, name="second"), "RESUME", "in use", str(running.process.pid))
+
+
+def resumed_at(run_dir):
+    name = records(run_dir, "start")[-1]["resumed_from"]
+    return int(name.removeprefix("step-"))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_killed_run_goes_on_to_the_same_bits(killed, whole, processes, tmp_path):
+    command, folder = killed(processes)
+    shutil.copytree(folder / "run", tmp_path / "run")
+    before = records(tmp_path / "run")
+    done = succeed(command, folder=tmp_path)
+    resumed, reference = tmp_path / "run", whole(processes)
+    assert 0 < resumed_at(resumed) < EPOCH
+    assert f"resumed at step {resumed_at(resumed)}" in done.out
+    assert records(resumed)[:5] == before[:5]
+    assert steps_of(resumed) == list(range(1, STEPS + 1))
+    assert results(resumed) == results(reference)
+    assert weights_sha(resumed) == weights_sha(reference)
+    assert weights_sha(resumed, "best") == weights_sha(reference, "best")
+    assert not (resumed / "failure.json").exists()
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 1)])
+def test_a_killed_run_goes_on_with_another_number_of_processes(killed, whole, before, after, tmp_path):
+    _, folder = killed(before)
+    shutil.copytree(folder / "run", tmp_path / "run")
+    recorded = tmp_path / "run" / "config.yaml"
+    succeed([*launcher_of(after), "--config", recorded, "--run-dir", "run"], folder=tmp_path)
+    assert resumed_at(tmp_path / "run") > 0
+    assert steps_of(tmp_path / "run") == list(range(1, STEPS + 1))
+    assert digests(tmp_path / "run") == digests(whole(1))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(common, whole, processes, tmp_path):
+    command = [*launcher_of(processes), *common, "--run-dir", "run", "--checkpoint.every-steps", "none"]
+    running = start(command, folder=tmp_path)
+    assert wait_until(reaches(tmp_path / "run", 5)), finish(running, within=1)
+    running.process.send_signal(signal.SIGTERM)
+    done = finish(running, within=60)
+    assert done.seconds < 20
+    if processes == 1:  # torchrun has exit codes of its own
+        assert done.code == 75
+        assert done.err.strip().splitlines()[-1].startswith("FATAL code=STOPPED rank=0 ")
+    assert done.code != 0
+    assert done.err.count("FATAL ") == 1
+    assert failure(tmp_path / "run")["code"] == "STOPPED"
+    stopped_at = steps_of(tmp_path / "run")[-1]
+    assert stopped_at < STEPS
+    succeed(command, folder=tmp_path)
+    assert resumed_at(tmp_path / "run") == stopped_at
+    assert results(tmp_path / "run") == results(whole(processes))
+    assert weights_sha(tmp_path / "run") == weights_sha(whole(processes))
+    assert not (tmp_path / "run" / "failure.json").exists()
+
+
+def test_one_process_that_is_killed_ends_the_others_and_costs_nothing(common, whole, tmp_path):
+    command = [*torchrun(2), *common, "--run-dir", "run"]
+    running = start(command, folder=tmp_path)
+    assert wait_until(reaches(tmp_path / "run", 10)), finish(running, within=1)
+    victim = next(
+        number
+        for number in processes_of(running)
+        if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{number}/environ").read_bytes()
+    )
+    os.kill(victim, signal.SIGKILL)
+    done = finish(running, within=60)
+    assert done.code != 0
+    assert done.seconds < 20
+    assert failure(tmp_path / "run")["code"] == "CRASH"
+    succeed(command, folder=tmp_path)
+    assert results(tmp_path / "run") == results(whole(2))
+    assert weights_sha(tmp_path / "run") == weights_sha(whole(2))
+
+
+def test_the_newest_checkpoint_damaged_costs_only_the_steps_behind_the_one_before(whole, finished, common):
+    newest, before = sorted((finished / "checkpoints").glob("step-*"), reverse=True)[:2]
+    assert (newest.name, before.name) == ("step-00000030", "step-00000028")
+    with (newest / "model.safetensors").open("r+b") as file:
+        file.seek(100_000)
+        byte = file.read(1)[0]
+        file.seek(100_000)
+        file.write(bytes([byte ^ 1]))
+    done = succeed([*PYTHON, *common, "--run-dir", "run"], folder=finished.parent)
+    assert "step-00000030 is not whole" in done.out + done.err
+    assert resumed_at(finished) == 28
+    assert results(finished) == results(whole(1))
+    assert weights_sha(finished) == weights_sha(whole(1))
+
+
+# Check 6: every sample once, with a certificate.
+
+
+def printed(done, name):
+    (line,) = re.findall(rf"^{name} +(\S+)$", done.out, re.MULTILINE)
+    return float(line)
+
+
+def evaluation(processes, run_dir, *flags, folder):
+    command = [*launcher_of(processes)[:-1], RUN, "evaluate", "--run-dir", run_dir, *flags]
+    done = succeed(command, folder=folder, name=f"evaluate-{processes}")
+    return {name: printed(done, name) for name in ("accuracy", "loss")}, done
+
+
+def certified(record, samples):
+    proof = record["certificate"]
+    return (proof["expected"], proof["seen"], proof["unique"]) == (samples, samples, samples)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_evaluation_while_training_is_certified(whole, digits, processes):
+    found = records(whole(processes), "eval")
+    assert [one["step"] for one in found] == [EPOCH, STEPS]
+    assert all(certified(one, 359) for one in found)
+    assert {one["certificate"]["digest"] for one in found} == {read_dataset(digits).split("val").keys_digest}
+
+
+def test_evaluate_prints_the_accuracy_of_the_records_on_any_number_of_processes(whole, tmp_path):
+    reference = max(records(whole(2), "eval"), key=lambda one: one["metrics"]["accuracy"])["metrics"]
+    shutil.copytree(whole(2), tmp_path / "run")
+    for processes in (1, 2, 3):
+        found, done = evaluation(processes, "run", folder=tmp_path)
+        assert found == reference
+        assert "359 of 359 samples" in done.out
+    (written,) = tmp_path.glob("run/**/*evaluation*.json")
+    assert certified(json.loads(written.read_text()), 359)
+    assert results(tmp_path / "run") == results(whole(2)), "an evaluation is no part of the run's records"
+
+
+@pytest.mark.parametrize(("split", "samples", "trained_on"), [("val", 7, 3), ("test", 1, 2)])
+def test_splits_smaller_than_a_batch_or_the_processes_are_certified(
+    small, split, samples, trained_on, tmp_path
+):
+    split_flags = ["--data.val-split", split]
+    command = [*launcher_of(trained_on), *flags_for_small(small), *split_flags, "--train.max-steps", 3]
+    succeed([*command, "--run-dir", "run"], folder=tmp_path)
+    (record,) = records(tmp_path / "run", "eval")
+    assert certified(record, samples)
+    for processes in {1, 2, 3} - {trained_on}:
+        found, done = evaluation(processes, "run", folder=tmp_path)
+        assert found == record["metrics"]
+        assert f"{samples} of {samples} samples" in done.out
+
+
+# Check 7: what a user takes away.
+
+
+def test_weights_load_strictly_into_the_bare_network_with_what_model_json_says(whole, digits):
+    import timm
+    from safetensors.torch import load_file
+
+    about = json.loads((whole(2) / "weights" / "model.json").read_text())
+    dataset = read_dataset(digits)
+    assert about["task"] == "multiclass"
+    assert about["classes"] == list(dataset.classes) == [str(digit) for digit in range(10)]
+    assert about["network"] == {"library": "timm", "name": "test_resnet", "channels": 1}
+    assert about["image"] == {"mode": "L", "mean": list(dataset.mean), "std": list(dataset.std)}
+    for name in ("best", "last"):
+        network = timm.create_model("test_resnet", in_chans=1, num_classes=10)
+        network.load_state_dict(load_file(whole(2) / "weights" / f"{name}.safetensors"), strict=True)
+
+
+def test_the_run_directory_holds_no_pickle_and_nothing_unknown(whole):
+    files = [path for path in whole(2).rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".yaml", ".jsonl", ".json", ".safetensors", ".png", ""}
+    assert [path.name for path in files if path.suffix == ""] == ["lock"]
+    for path in files:
+        content = path.read_bytes()
+        assert not content.startswith((b"\x80", b"PK", b"\x1f\x8b")), path
+        if path.suffix == ".safetensors":
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            assert header.keys() - {"__metadata__"}, path
+        elif path.suffix == ".png":
+            assert content.startswith(b"\x89PNG"), path
+        else:
+            content.decode("utf-8")
+
+
+def test_the_recorded_configuration_is_what_print_config_prints(whole, common):
+    command = [*PYTHON, *common, "--data.workers", 1, "--print-config"]
+    printed_now = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
+    assert printed_now.stdout == (whole(2) / "config.yaml").read_text()
+
+
+def test_records_carry_the_fields_that_scripts_read(whole):
+    run_dir = whole(2)
+    assert records(run_dir)[0]["kind"] == "start"
+    assert (
+        records(run_dir)[0].items() >= {"step": 0, "processes": 2, "workers": 1, "resumed_from": None}.items()
+    )
+    for number, record in enumerate(records(run_dir, "train")):
+        assert record.keys() == {"kind", "step", "epoch", "samples", "loss", "lr", "batch_digest"}
+        assert (record["step"], record["epoch"]) == (number + 1, number // EPOCH)
+        assert record["samples"] == 64 * (number + 1)
+    for record in records(run_dir, "eval"):
+        assert record.keys() == {"kind", "step", "epoch", "metrics", "certificate"}
+        assert record["certificate"].keys() == {"expected", "seen", "unique", "digest"}
+
+
+# Going on from a run directory, or not.
+
+
+def test_a_changed_learning_rate_is_refused_by_name_unless_it_is_allowed(whole, finished, common):
+    command = [*PYTHON, *common, "--run-dir", "run", "--train.max-steps", 31, "--optim.lr", "0.005"]
+    done = run(command, folder=finished.parent)
+    refused(done, "RESUME", "optim.lr: 0.002 -> 0.005", "--allow-config-change")
+    assert (finished / "config.yaml").read_text() == (whole(1) / "config.yaml").read_text()
+    succeed([*command, "--allow-config-change"], folder=finished.parent)
+    assert steps_of(finished) == list(range(1, 32))
+    assert records(finished, "train")[-1]["lr"] > 2 * records(finished, "train")[-2]["lr"]
+
+
+def test_keys_that_change_nothing_that_is_learned_may_change(finished, common):
+    free = ["--data.workers", 3, "--train.micro-batch", 16, "--log.every-steps", 2, "--train.max-steps", 34]
+    done = succeed([*PYTHON, *common, "--run-dir", "run", *free, "--quiet"], folder=finished.parent)
+    assert done.out == ""
+    assert steps_of(finished) == [*range(1, 31), 32, 34]
+
+
+def test_another_data_set_is_refused(finished, digits, common):
+    other = finished.parent / "digits"
+    shutil.copytree(digits, other)
+    described = json.loads((other / "dataset.json").read_text())
+    described["splits"]["train"]["shards"].reverse()
+    (other / "dataset.json").write_text(json.dumps(described))
+    command = [*PYTHON, *common, "--run-dir", "run", "--data.root", other]
+    refused(run(command, folder=finished.parent), "RESUME", "not the data set of this run")
+
+
+def test_fresh_moves_the_old_run_aside_whole(whole, finished, common):
+    flags = ["--run-dir", "run", "--fresh", "--train.max-steps", 2, "--seed", 5]
+    done = succeed([*PYTHON, *common, *flags], folder=finished.parent)
+    (aside,) = finished.parent.glob("run.old*")
+    assert str(aside.name) in done.out
+    assert results(aside) == results(whole(1))
+    assert weights_sha(aside) == weights_sha(whole(1))
+    assert [one["resumed_from"] for one in records(finished, "start")] == [None]
+    assert steps_of(finished) == [1, 2]
+
+
+def test_a_finished_run_started_again_changes_nothing(whole, finished, common):
+    succeed([*PYTHON, *common, "--run-dir", "run", "--data.workers", 0], folder=finished.parent)
+    assert results(finished) == results(whole(1))
+    assert weights_sha(finished) == weights_sha(whole(1))
+
+
+def test_a_dry_run_writes_nothing_and_says_what_would_be(digits, tmp_path):
+    inside = tmp_path / "cwd"
+    inside.mkdir()
+    before = sorted(digits.rglob("*"))
+    flags = ["--dry-run", "--data.root", digits, "--model.name", "test_resnet", "--run-dir", "run"]
+    done = succeed([*PYTHON, *flags], folder=tmp_path, cwd=inside)
+    assert list(inside.iterdir()) == []
+    assert sorted(digits.rglob("*")) == before
+    for said in ("name: test_resnet", "parameters", "1,438", "22 steps an epoch", "step 2", "GiB"):
+        assert said in done.out
+
+
+# Check 8: what is wrong is said in two lines, or with one traceback.
+
+REFUSED = {
+    "a misspelt flag": (["--train.epoch", 3], "USAGE", ["--train.epochs"]),
+    "a negative batch size": (["--train.global-batch", -64], "CONFIG", ["--train.global-batch", "-64"]),
+    "a missing data folder": (["--data.root", "nowhere", "--data.embedded", "none"], "DATA", ["nowhere"]),
+    "an empty data folder": (["--data.root", "empty", "--data.embedded", "none"], "DATA", ["dataset.json"]),
+    "an unknown network": (["--model.name", "resnet19"], "CONFIG", ["did you mean resnet18?"]),
+    "a batch larger than the data": (["--train.global-batch", 1600], "CONFIG", ["1438"]),
+    "a missing split": (["--data.val-split", "vall"], "DATA", ["vall", "val"]),
+    "a run directory that is a file": (["--run-dir", "file"], "USAGE DATA", ["file", "--run-dir"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_mistake_costs_two_lines_and_exit_code_2(name, digits, tmp_path):
+    flags, codes, words = REFUSED[name]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("not a folder")
+    basis = ["--run-dir", "run", "--data.root", digits, "--model.name", "test_resnet"]
+    done = run([*PYTHON, *basis, *flags], folder=tmp_path)
+    (code,) = (code for code in codes.split() if f"code={code}" in done.err)
+    refused(done, code, *words)
+    assert "Traceback" not in done.err
+
+
+def test_several_processes_report_a_mistake_once(digits, tmp_path):
+    command = [*torchrun(2), "--run-dir", "run", "--data.root", digits, "--model.name", "resnet19"]
+    done = run(command, folder=tmp_path)
+    assert done.code != 0
+    assert done.err.count("FATAL code=CONFIG") == 1
+    assert done.err.count("timm has no network") == 1
+
+
+def test_a_shard_that_was_damaged_after_packing_is_named_with_the_place(small, tmp_path):
+    shutil.copytree(small, tmp_path / "packed")
+    shard = read_dataset(small).split("train").shards[1]
+    index = read_shard_index(index_path(small / shard.name), shard)
+    column, row = index.extensions.index("jpg"), 4
+    offset = int(index.offset[row, column])
+    with (tmp_path / "packed" / shard.name).open("r+b") as file:
+        file.seek(offset + 2)
+        file.write(bytes(60))
+    command = [*torchrun(2), *flags_for_small(tmp_path / "packed"), "--run-dir", "run"]
+    done = run(command, folder=tmp_path)
+    assert done.code != 0
+    (line,) = re.findall(r"^FATAL .*$", done.err, re.MULTILINE)
+    said = {"code": "DATA", "shard": shard.name, "member": f"{index.keys[row]}.jpg", "offset": offset}
+    assert all(f"{name}={value} " in line for name, value in said.items()), line
+    assert "run.py" not in done.err.partition("FATAL")[0], "no traceback of ours"
+    assert failure(tmp_path / "run")["code"] == "DATA"
+
+
+STRIKE = """
+import ctypes, os, pathlib, threading, time
+
+def strike(main=threading.main_thread().ident):
+    metrics = pathlib.Path("run/metrics.jsonl")
+    while not (metrics.exists() and metrics.read_text().count('"kind": "train"') > 5):
+        time.sleep(0.01)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(main), ctypes.py_object(ZeroDivisionError))
+
+if os.environ.get("RANK") == "1":
+    threading.Thread(target=strike, daemon=True).start()
+"""
+
+
+def test_an_exception_in_one_process_ends_all_with_its_traceback_alone(common, tmp_path):
+    """Python runs sitecustomize.py in every process: here it raises in the second one, in the middle of training."""
+    (tmp_path / "sitecustomize.py").write_text(STRIKE)
+    command = [*torchrun(2), *common, "--run-dir", "run"]
+    done = run(command, folder=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert done.code != 0
+    ours = [part for part in done.err.split("Traceback (most recent call last)")[1:] if str(RUN) in part]
+    assert len([part for part in ours if "ZeroDivisionError" in part]) == 1, done.err
+    assert len(ours) == 1, done.err
+    (line,) = re.findall(r"^FATAL .*$", done.err, re.MULTILINE)
+    assert re.match(r"FATAL code=CRASH rank=1 host=\S+ step=\d+ hint=", line)
+    content = failure(tmp_path / "run")
+    assert (content["code"], content["rank"]) == ("CRASH", 1)
+    assert "ZeroDivisionError" in content["what"]
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_with_its_own_code(common, tmp_path):
+    done = run([*PYTHON, *common, "--run-dir", "run", "--optim.lr", "1e30"], folder=tmp_path)
+    assert done.code == 76
+    assert len(done.err.strip().splitlines()) == 2
+    assert done.err.strip().splitlines()[-1].startswith("FATAL code=NONFINITE rank=0 ")
+    content = failure(tmp_path / "run")
+    assert content["code"] == "NONFINITE"
+    assert all(np.isfinite(one["loss"]) for one in records(tmp_path / "run", "train"))

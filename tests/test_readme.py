@@ -1,0 +1,104 @@
+"""Everything that the README tells a newcomer to type, typed as it stands there."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from training.command import Flags
+from training.config import Config
+from training.tree import fields_of
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", README, re.DOTALL)
+
+
+def block(language: str, holding: str) -> str:
+    (found,) = [text for kind, text in BLOCKS if kind == language and holding in text]
+    return found
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A folder like a fresh clone, whose .venv is the environment that runs this test."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("launch", "training", "data_pipeline", "Makefile", "pyproject.toml", "constraints.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+    return folder
+
+
+def typed(command, folder):
+    """The command as a shell runs it, with this environment's programs found first; its output."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    words = ["bash", "-euc", command]
+    done = subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(clone):
+    """What `make demo` prints; `-o setup`: this environment is set up already."""
+    return typed("make -o setup demo", clone)
+
+
+@pytest.mark.slow
+def test_make_demo_reaches_its_accuracy_on_two_processes_and_says_where_everything_is(demo, clone):
+    accuracy = float(re.search(r"^accuracy +([0-9.]+)", demo, re.MULTILINE)[1])
+    assert accuracy >= 0.97
+    records = [json.loads(line) for line in (clone / "runs/digits/metrics.jsonl").read_text().splitlines()]
+    assert records[0]["kind"] == "start"
+    assert records[0]["processes"] == 2
+    for name in ("run", "plots", "weights"):
+        path = re.search(rf"^{name} +(runs/\S+)$", demo, re.MULTILINE)[1]
+        assert (clone / path).exists()
+
+
+@pytest.mark.slow
+def test_the_weights_load_as_the_readme_says(demo, clone):
+    program = block("python", "load_state_dict")
+    subprocess.run([sys.executable, "-c", program], cwd=clone, check=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_a_users_own_pictures_go_from_a_folder_to_an_evaluation(clone):
+    draws = np.random.default_rng(0)
+    for name in ("coffee", "chelsea"):
+        folder = clone / "pictures" / name
+        folder.mkdir(parents=True)
+        photo = getattr(skimage.data, name)()
+        for number in range(20):
+            top, left = draws.integers(0, 100, 2)
+            Image.fromarray(photo[top : top + 180, left : left + 180]).save(folder / f"{number}.jpg")
+    output = typed(block("sh", "lockstep pack"), clone)
+    assert (clone / "data/photos/samples.png").exists()
+    assert (clone / "runs/photos/weights/best.safetensors").exists()
+    assert re.search(r"^accuracy +[01]\.[0-9]+$", output, re.MULTILINE)
+
+
+def test_the_first_block_names_targets_that_make_knows(clone):
+    for line in block("sh", "make demo").splitlines():
+        subprocess.run([*line.split("#")[0].split(), "--dry-run"], cwd=clone, check=True, capture_output=True)
+
+
+def test_every_option_that_the_readme_names_exists():
+    for option in sorted(set(re.findall(r"`(--[a-z][^` ]*)", README)) - {"--section.field", "--help"}):
+        name = option.removeprefix("--").replace("-", "_")
+        assert name in dict(fields_of(Flags)) | dict(fields_of(Config)), option
+
+
+def test_every_file_that_the_readme_links_to_exists():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
