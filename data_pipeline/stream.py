@@ -54,7 +54,8 @@ def stream(
     batch.
     """
     if workers == 0:
-        return iter(_pipeline(recipe, work))
+        alone: Generator[Batch, None, None] = iter(_pipeline(recipe, work))
+        return alone
     shares = [_pipeline(recipe, partial(_every, work, worker, workers)) for worker in range(workers)]
     return _in_turn(shares, prefetch)
 

@@ -1,6 +1,6 @@
-"""Whole runs, as a user starts them: real launchers, real processes, real kills; what they leave behind is compared.
+"""Whole runs, as a user starts them: real launchers, real processes, real kills; what they leave is compared.
 
-Runs that several tests look at happen once (`once`), also where pytest-xdist spreads the tests over processes.
+Runs that several tests look at happen once (`once`), also where pytest-xdist spreads tests over processes.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def failure(run_dir):
 
 
 def reaches(run_dir, step):
-    return lambda: (lambda done: done and done[-1] >= step)(steps_of(run_dir))
+    return lambda: step in steps_of(run_dir)
 
 
 def refused(done, code, *words, lines=2):
@@ -224,7 +224,7 @@ def common(digits):
 
 @pytest.fixture(scope="session")
 def whole(once, common):
-    """`whole(processes)`: the run directory of the run that nothing disturbs, with `processes` - 1 workers each."""
+    """`whole(processes)`: the directory of a run that nothing disturbs, with `processes` - 1 workers each."""
 
     def get(processes):
         def make(folder):
@@ -245,7 +245,7 @@ def finished(whole, tmp_path):
 
 @pytest.fixture(scope="session")
 def small(once):
-    """36 samples to learn from in four shards, splits of 7 and of 1 to evaluate; 32 x 32 JPEGs of three classes."""
+    """36 samples to learn from in four shards, splits of 7 and of 1 to evaluate: JPEGs of three classes."""
 
     def make(folder):
         draws = np.random.default_rng(0)
@@ -274,7 +274,7 @@ def flags_for_small(root):
     return [word for pair in flags.items() for word in pair]
 
 
-# Check 3: every way to start it.
+# Check 3: every way to start it. Plain python and torchrun with an absolute path are all over this file.
 
 LAUNCHES = {
     "accelerate launch with a relative path": ([*ACCELERATE, "training/run.py"], "checkout", 1),
@@ -284,10 +284,8 @@ LAUNCHES = {
         "elsewhere",
         2,
     ),
-    "python with an absolute path": ([sys.executable, str(RUN)], "elsewhere", 1),
     "python with a relative path": ([sys.executable, "training/run.py"], "checkout", 1),
     "python -m": ([sys.executable, "-m", "training.run"], "checkout", 1),
-    "torchrun with two processes": (torchrun(2), "elsewhere", 2),
 }
 
 
@@ -295,6 +293,8 @@ LAUNCHES = {
 def test_every_way_to_start_it_trains(name, digits, tmp_path):
     command, where, processes = LAUNCHES[name]
     flags = ["--run-dir", tmp_path / "run", "--data.root", digits, "--train.max-steps", 2]
+    if where == "elsewhere":  # in the checkout the recipe's own network is used
+        flags += ["--model.name", "test_resnet"]
     cwd = ROOT if where == "checkout" else tmp_path
     done = succeed([*command, *flags], folder=tmp_path, cwd=cwd)
     (begun,) = records(tmp_path / "run", "start")
@@ -345,7 +345,7 @@ def test_another_seed_gives_other_batches(whole, common, tmp_path):
 
 
 def test_more_processes_than_samples_in_a_batch_see_the_same_batches(common, tmp_path):
-    """Two samples a step on three processes: the third takes part and counts nothing. No BatchNorm in this one."""
+    """Two samples a step on three processes: the third takes part and counts nothing. No BatchNorm here."""
     flags = ["--train.global-batch", 2, "--train.max-steps", 4, "--model.name", "test_convnext"]
     for processes in (1, 3):
         command = [*launcher_of(processes), *common, *flags, "--run-dir", f"run{processes}"]
@@ -360,7 +360,7 @@ def test_more_processes_than_samples_in_a_batch_see_the_same_batches(common, tmp
 
 @pytest.fixture(scope="session")
 def killed(once, common):
-    """`killed(processes)`: the command and folder of a run whose launcher's whole group was killed in mid-epoch."""
+    """`killed(processes)`: command and folder of a run whose launcher's whole group was killed in mid-epoch."""
 
     def get(processes):
         command = [*launcher_of(processes), *common, "--run-dir", "run", "--data.workers", processes - 1]
@@ -711,12 +711,14 @@ if os.environ.get("RANK") == "1":
 
 
 def test_an_exception_in_one_process_ends_all_with_its_traceback_alone(common, tmp_path):
-    """Python runs sitecustomize.py in every process: here it raises in the second one, in the middle of training."""
+    """Python runs sitecustomize.py in every process: here it raises in the second one, in mid-training."""
     (tmp_path / "sitecustomize.py").write_text(STRIKE)
     command = [*torchrun(2), *common, "--run-dir", "run"]
     done = run(command, folder=tmp_path, env={"PYTHONPATH": str(tmp_path)})
     assert done.code != 0
-    ours = [part for part in done.err.split("Traceback (most recent call last)")[1:] if str(RUN) in part]
+    ours = [
+        part for part in done.err.split("Traceback (most recent call last)")[1:] if 'run.py", line' in part
+    ]
     assert len([part for part in ours if "ZeroDivisionError" in part]) == 1, done.err
     assert len(ours) == 1, done.err
     (line,) = re.findall(r"^FATAL .*$", done.err, re.MULTILINE)

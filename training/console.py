@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 
 class Console:
@@ -16,48 +16,52 @@ class Console:
         self._rich = RichConsole(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._last = (time.monotonic(), 0)  # when the last line was printed, and the samples done by then
+        self._since = (
+            time.monotonic(),
+            0,
+        )  # start of the window that speed is measured over: when, samples by then
+        self._speed = 0.0  # images/s of the last whole window
+        self._printed = time.monotonic()
 
     def say(self, text: str) -> None:
         """One line; on a terminal it scrolls above the live one."""
         if self._active:
             (self._bar.console if self._bar else self._rich).print(text, markup=False)
 
-    def begin(self, *, step: int, steps: int, samples: int) -> None:
+    def begin(self, *, step: int, steps: int) -> None:
         """Start the live line at `step` of `steps`."""
-        self._last = (time.monotonic(), samples)
         if self._active and self._rich.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
                 TextColumn("{task.completed}/{task.total}"),
             )
-            self._bar = Progress(
-                *columns, TextColumn("{task.fields[row]}"), TimeRemainingColumn(), console=self._rich
-            )
-            self._task = self._bar.add_task("training", total=steps, completed=step, row="")
+            row, left = TextColumn("{task.fields[row]}"), TextColumn("{task.fields[left]}")
+            self._bar = Progress(*columns, row, left, console=self._rich)
+            self._task = self._bar.add_task("training", total=steps, completed=step, row="", left="")
             self._bar.start()
+
+    def work_begins(self, *, samples: int) -> None:
+        """Training starts, or goes on after a pause that does not belong into its speed."""
+        self._since = (time.monotonic(), samples)
 
     def step(self, *, step: int, steps: int, epoch: int, loss: float, lr: float, samples: int) -> None:
         """Show a finished optimizer step (`step` of `steps` done, `samples` in the whole run)."""
         if not self._active:
             return
-        since, before = self._last
-        elapsed = time.monotonic() - since
-        row = f"loss {loss:.4f}  rate {lr:.2e}"
+        now, (since, before) = time.monotonic(), self._since
+        if now - since >= 1:
+            self._speed = (samples - before) / (now - since)
+            self._since = (now, samples)
+        row, left = f"loss {loss:.4f}  rate {lr:.2e}", ""
+        if self._speed > 0:
+            row += f"  {self._speed:,.0f} images/s"
+            left = f"{_clock((steps - step) * (samples / step) / self._speed)} left"
         if self._bar is not None:
-            speed = (samples - before) / max(elapsed, 1e-9)
-            row = f"{row}  {speed:,.0f} images/s"
-            self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}", row=row)
-            if elapsed > self._every:
-                self._last = (time.monotonic(), samples)
-        elif elapsed >= self._every or step == steps:
-            speed = (samples - before) / max(elapsed, 1e-9)
-            left = (steps - step) * (elapsed / max(1, samples - before)) * (samples / step)
-            self.say(
-                f"epoch {epoch + 1}  step {step}/{steps}  {row}  {speed:,.0f} images/s  {_clock(left)} left"
-            )
-            self._last = (time.monotonic(), samples)
+            self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}", row=row, left=left)
+        elif now - self._printed >= self._every or step == steps:
+            self.say(f"epoch {epoch + 1}  step {step}/{steps}  {row}  {left}".rstrip())
+            self._printed = now
 
     def end(self) -> None:
         """Leave the live line as it is."""

@@ -40,6 +40,7 @@ def _train_steps(job: Job, recorder: Recorder, flag: StopFlag, place: Place, ste
     job.model.train()
     settle_reduction(job.model, job.task, normalize(first), job.accelerator)
     batches = itertools.chain([first], stream)
+    recorder.work_begins()
     under_way: tuple[int, SharedSums] | None = None
     with contextlib.closing(stream):
         for step in steps:
@@ -54,6 +55,7 @@ def _train_steps(job: Job, recorder: Recorder, flag: StopFlag, place: Place, ste
                 under_way = None
                 job.progress.step = step + 1
                 _pause(job, recorder, evaluating=_evaluates_after(job, step) and not stop)
+                recorder.work_begins()
             if stop:
                 recorder.close()
                 raise Ended(

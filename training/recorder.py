@@ -47,8 +47,11 @@ class Recorder:
             self._console.say(note)
         start_tracking(job.accelerator, config, run_dir, self._console.say)
         self._introduce()
-        done = job.progress.step
-        self._console.begin(step=done, steps=job.last_step, samples=done * config.train.global_batch)
+        self._console.begin(step=job.progress.step, steps=job.last_step)
+
+    def work_begins(self) -> None:
+        """Training starts or goes on: from here its speed is measured."""
+        self._console.work_begins(samples=self._job.progress.step * self._job.config.train.global_batch)
 
     def step(self, step: int, sums: list[float]) -> bool:
         """Record optimizer step `step` (from 0) by its sums over all processes; whether one must stop.
