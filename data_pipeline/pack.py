@@ -11,6 +11,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +36,9 @@ from data_pipeline.pictures import stored_picture
 from data_pipeline.sources import Picture, Source
 
 BAD_FILES = "bad_files.jsonl"
+UNDER_WAY = (
+    ".packing"  # present from the first byte to the last: what lies beside it is ours and not finished
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,9 @@ def pack(
     """
     check_free(destination)
     destination.mkdir(parents=True, exist_ok=True)
+    for leftover in destination.iterdir():  # of a packing that was broken off, or `check_free` had refused
+        leftover.unlink()
+    (destination / UNDER_WAY).touch()
     jobs = shard_jobs(source, destination, seed=seed, shard_samples=shard_samples, shard_bytes=shard_bytes)
     results: list[ShardResult] = []
     for job, result in zip(jobs, _run(jobs, workers), strict=True):
@@ -97,6 +104,7 @@ def pack(
         (destination / BAD_FILES).write_text(text, encoding="utf-8", errors="backslashreplace")
     dataset = _summed(source, [result for result in results if result.shard.samples])
     write_dataset(destination, dataset)
+    (destination / UNDER_WAY).unlink()
     return Packed(dataset, bad)
 
 
@@ -169,13 +177,18 @@ def _run(jobs: list[ShardJob], workers: int) -> Iterator[ShardResult]:
         yield from map(write_shard, jobs)
         return
     with ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn")) as pool:
-        # Workers inherit deafness to Ctrl-C, which each would answer with a traceback; this process ends them.
+        # Workers inherit deafness to Ctrl-C, to which each would answer with a traceback; we end them below.
         heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
         futures = [pool.submit(write_shard, job) for job in jobs]
         signal.signal(signal.SIGINT, heard)
         try:
             for future in futures:
                 yield future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"a packing process was killed from outside, with {workers} of them at work",
+                mend="if memory ran out, give fewer: --workers 1",
+            ) from None
         except BaseException:
             for worker in multiprocessing.active_children():
                 worker.terminate()
@@ -190,15 +203,18 @@ def check_free(destination: Path) -> None:
         )
     if destination.exists() and not destination.is_dir():
         raise UserError(f"'{destination}' is a file", mend="give a folder that is empty or not there yet")
-    ours = (".tar", ".idx", ".part")
-    strangers = [
-        path.name for path in destination.glob("*") if path.suffix not in ours and path.name != BAD_FILES
-    ]
-    if strangers:
+    strangers = sorted(path.name for path in destination.glob("*") if not _ours(path.name))
+    if (destination / UNDER_WAY).exists() and not strangers:
+        return
+    if destination.exists() and (others := sorted(path.name for path in destination.iterdir())):
         raise UserError(
-            f"'{destination}' holds other files, such as {sorted(strangers)[0]!r}",
+            f"'{destination}' holds other files, such as {(strangers or others)[0]!r}",
             mend="give a folder that is empty or not there yet",
         )
+
+
+def _ours(name: str) -> bool:
+    return name.endswith((".tar", ".idx", ".part")) or name in (BAD_FILES, UNDER_WAY)
 
 
 def _summed(source: Source, results: list[ShardResult]) -> DatasetIndex:

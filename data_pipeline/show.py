@@ -24,7 +24,7 @@ from data_pipeline.fault import UserError
 from data_pipeline.index import DatasetIndex, Split
 from data_pipeline.plan import Work
 from data_pipeline.read import ShardReader
-from data_pipeline.targets import TARGETS
+from data_pipeline.targets import target_reader
 
 CANDIDATES = (
     25  # labels looked at for each thumbnail, so that rare classes are found and large splits are not read
@@ -190,7 +190,7 @@ def _with_sum(row: IntArray) -> list[str]:
 
 
 def _label(raw: RawSample, dataset: DatasetIndex) -> int:
-    return TARGETS[dataset.task](raw, len(dataset.classes))
+    return target_reader(dataset.task)(raw, len(dataset.classes))
 
 
 def _thumbnail(raw: RawSample, dataset: DatasetIndex) -> Thumbnail:

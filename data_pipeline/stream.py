@@ -26,7 +26,7 @@ from data_pipeline.fault import UserError
 from data_pipeline.index import DatasetIndex
 from data_pipeline.plan import Work
 from data_pipeline.read import ShardReader
-from data_pipeline.targets import TARGETS
+from data_pipeline.targets import target_reader
 from data_pipeline.transforms import TRANSFORMS, Transform
 
 Steps = tuple[tuple[Transform, dict[str, object]], ...]
@@ -85,7 +85,7 @@ def _read(recipe: Recipe, works: Iterator[Work]) -> Iterator[RawSample]:
 
 
 def _decode(recipe: Recipe, raws: Iterator[RawSample]) -> Iterator[Sample]:
-    target_of = TARGETS[recipe.dataset.task]
+    target_of = target_reader(recipe.dataset.task)
     for raw in raws:
         image = decode_sample(raw, mode=recipe.dataset.image_mode)
         yield Sample(raw.work, raw.number, raw.key, image, target_of(raw, len(recipe.dataset.classes)))

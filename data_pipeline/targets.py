@@ -25,4 +25,14 @@ def class_number(raw: RawSample, classes: int) -> int:
     return int(text)
 
 
+def target_reader(task: str) -> Callable[[RawSample, int], int]:
+    """The function that reads targets of a task; DATA where this version knows no such task."""
+    if task not in TARGETS:
+        raise UserError(
+            f"dataset.json is of the task {task!r}, this version knows {', '.join(TARGETS)}",
+            mend="install the version of lockstep that packed the data set, or pack it again",
+        )
+    return TARGETS[task]
+
+
 TARGETS: dict[str, Callable[[RawSample, int], int]] = {"multiclass": class_number}

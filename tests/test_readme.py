@@ -12,8 +12,8 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from training.command import Flags
 from training.config import Config
+from training.flags import Flags
 from training.tree import fields_of
 
 ROOT = Path(__file__).resolve().parent.parent

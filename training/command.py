@@ -12,31 +12,10 @@ import yaml
 from pydantic import ValidationError
 
 from training.config import Config, UserError, recipe_names
-from training.tree import Section, fields_of
+from training.flags import MODES, Flags
+from training.tree import fields_of
 
-MODES = ("train", "evaluate")
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class Flags(Section):
-    """What belongs to this call and not to the run's configuration."""
-
-    config: str = "digits"
-    """a recipe that comes with lockstep, or a YAML file"""
-    run_dir: str | None = None
-    """folder of the run; one that exists is resumed; default: runs/RECIPE"""
-    fresh: bool = False
-    """move an existing run directory aside instead of resuming it"""
-    allow_config_change: bool = False
-    """resume although keys that decide what is learned have changed"""
-    weights: str = "best"
-    """evaluate: best, last, or a .safetensors file with its model.json beside it"""
-    print_config: bool = False
-    """print the resolved configuration and stop"""
-    dry_run: bool = False
-    """show configuration, network, plan and memory of two steps; write nothing"""
-    quiet: bool = False
-    """print warnings and errors only"""
 
 
 @dataclass(frozen=True)

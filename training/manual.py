@@ -9,8 +9,8 @@ import tyro
 import yaml
 from pydantic import Field, create_model
 
-from training.command import MODES, Flags
 from training.config import Config, recipe_names
+from training.flags import MODES, Flags
 from training.tree import Section
 
 HEAD = f"""lockstep: train, evaluate and resume vision models on any number of processes.

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from data_pipeline.fault import UserError
 from data_pipeline.index import read_dataset
-from data_pipeline.pack import pack
+from data_pipeline.pack import UNDER_WAY, pack
 from data_pipeline.sources import class_folders
 
 SHARDS = {"shard_samples": 10, "shard_bytes": 1 << 30}
@@ -343,6 +343,10 @@ def test_packing_that_was_interrupted_can_be_started_again(photo_folder, tmp_pat
     (tmp_path / "again" / "dataset.json").unlink()
     tar = tmp_path / "again" / "train-000003.tar"
     tar.rename(tar.with_name(".train-000003.tar.part"))
+    shutil.copy(tar.with_suffix(".idx"), tmp_path / "again" / "train-000099.idx")  # of another cut
+    with pytest.raises(UserError, match="holds other files"):  # they might be somebody's own tars
+        packed(photo_folder, tmp_path / "again")
+    (tmp_path / "again" / UNDER_WAY).touch()
     packed(photo_folder, tmp_path / "again")
     assert hashes(tmp_path / "again") == hashes(tmp_path / "whole")
 

@@ -13,6 +13,7 @@ from data_pipeline.fault import UserError
 from data_pipeline.index import index_path, index_tar, read_dataset, read_shard_index, write_shard_index
 from data_pipeline.plan import Plan, Work, evaluation_work, training_work
 from data_pipeline.stream import Recipe, stream
+from data_pipeline.targets import target_reader
 
 AUGMENTED = (
     ("random_resized_crop", {"size": 24, "scale": (0.3, 1.0)}),
@@ -122,6 +123,15 @@ def test_a_sample_looks_different_in_another_epoch_and_under_another_seed(photo_
     assert len({pixels(epoch, seed) for epoch in (0, 1) for seed in (0, 1)}) == 4
 
 
+def test_a_sample_is_drawn_for_by_its_number_and_not_by_its_step_or_neighbours(photo_dataset):
+    def pixels(step, numbers):
+        work = [Work(0, step, 0, 1, np.array(numbers), valid=True)]
+        (batch,) = stream(recipe_for(photo_dataset), partial(iter, work), workers=0, prefetch=1)
+        return batch.images.numpy()
+
+    assert np.array_equal(pixels(0, [7, 8, 9])[1], pixels(5, [30, 8])[1])
+
+
 def test_an_evaluation_streams_every_sample_once(photo_dataset):
     recipe = recipe_for(photo_dataset, split="val", transforms=(("center_crop", {"size": 16}),))
     keys = []
@@ -227,3 +237,8 @@ def test_grey_data_sets_stream_one_channel(photo_dataset, copied):
     (copied / "dataset.json").write_text(json.dumps(raw))
     batch = next(stream(recipe_for(copied), training(copied), workers=0, prefetch=1))
     assert batch.images.shape == (4, 24, 24, 1)
+
+
+def test_a_task_of_a_later_version_is_refused_by_name():
+    with pytest.raises(UserError, match="'depth', this version knows multiclass"):
+        target_reader("depth")

@@ -1,0 +1,28 @@
+"""What belongs to one call of the program and not to the run's configuration."""
+
+from __future__ import annotations
+
+from training.tree import Section
+
+MODES = ("train", "evaluate")
+
+
+class Flags(Section):
+    """Options beside the configuration tree."""
+
+    config: str = "digits"
+    """a recipe that comes with lockstep, or a YAML file"""
+    run_dir: str | None = None
+    """folder of the run; one that exists is resumed; default: runs/RECIPE"""
+    fresh: bool = False
+    """move an existing run directory aside instead of resuming it"""
+    allow_config_change: bool = False
+    """resume although keys that decide what is learned have changed"""
+    weights: str = "best"
+    """evaluate: best, last, or a .safetensors file with its model.json beside it"""
+    print_config: bool = False
+    """print the resolved configuration and stop"""
+    dry_run: bool = False
+    """show configuration, network, plan and memory of two steps; write nothing"""
+    quiet: bool = False
+    """print warnings and errors only"""
