@@ -58,14 +58,20 @@ class Plan:
         # A lane's neighbouring batches share a block, and epochs meet at their seam: both are worth keeping.
         self._layout = lru_cache(maxsize=2)(self._draw_layout)
         self._block = lru_cache(maxsize=4 * lanes)(self._draw_block)
+        self._batch = lru_cache(maxsize=64)(self._draw_batch)  # every reader thread asks for the same few
 
     def batch(self, step: int) -> IntArray:
-        """The global sample numbers, int64 [B], of the run's optimizer step `step` (from 0)."""
+        """The global sample numbers, int64 [B] (read-only), of the run's optimizer step `step` (from 0)."""
+        return self._batch(step)
+
+    def _draw_batch(self, step: int) -> IntArray:
         epoch, in_epoch = divmod(step, self.steps_per_epoch)
         width = self.global_batch // self.lanes
         first = in_epoch * width
         rows = [self._lane_positions(epoch, lane, first, first + width) for lane in range(self.lanes)]
-        return self._numbers(epoch, np.concatenate(rows))
+        numbers = self._numbers(epoch, np.concatenate(rows))
+        numbers.flags.writeable = False
+        return numbers
 
     def _lane_positions(self, epoch: int, lane: int, first: int, last: int) -> IntArray:
         size = self.shuffle_block

@@ -39,7 +39,7 @@ TRAINING_LAYERS = [
 # What users script against: adding a name here is a decision, taking one away breaks somebody's script.
 OPTIONS = {
     "": "allow_config_change config dry_run fresh print_config quiet run_dir weights task seed",
-    "data.": "root embedded train_split val_split train_transforms eval_transforms lanes shuffle_block "
+    "data.": "root train_split val_split train_transforms eval_transforms lanes shuffle_block "
     "workers prefetch",
     "model.": "name pretrained",
     "optim.": "name lr weight_decay momentum schedule warmup_steps final_lr clip_norm",

@@ -265,7 +265,6 @@ def small(once):
 def flags_for_small(root):
     flags = {
         "--data.root": root,
-        "--data.embedded": "none",
         "--data.train-transforms": "[]",
         "--model.name": "test_resnet",
         "--train.global-batch": 12,
@@ -648,8 +647,8 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be(digits, tmp_path):
 REFUSED = {
     "a misspelt flag": (["--train.epoch", 3], "USAGE", ["--train.epochs"]),
     "a negative batch size": (["--train.global-batch", -64], "CONFIG", ["--train.global-batch", "-64"]),
-    "a missing data folder": (["--data.root", "nowhere", "--data.embedded", "none"], "DATA", ["nowhere"]),
-    "an empty data folder": (["--data.root", "empty", "--data.embedded", "none"], "DATA", ["dataset.json"]),
+    "a missing data folder": (["--data.root", "nowhere"], "DATA", ["nowhere"]),
+    "an empty data folder": (["--data.root", "empty"], "DATA", ["dataset.json"]),
     "an unknown network": (["--model.name", "resnet19"], "CONFIG", ["did you mean resnet18?"]),
     "a batch larger than the data": (["--train.global-batch", 10**30], "CONFIG", ["1438"]),
     "a missing split": (["--data.val-split", "vall"], "DATA", ["vall", "val"]),

@@ -19,7 +19,7 @@ from data_pipeline.plan import Plan, Work, training_work
 from data_pipeline.stream import Recipe, stream
 from training.checkpoint import read_state, read_tensors
 from training.command import Request
-from training.config import Config
+from training.config import EMBEDDED_DIGITS, Config
 from training.networks.classifiers import classifier
 from training.optim import build_optimizer
 from training.state import (
@@ -70,8 +70,8 @@ class Job:
 
 def open_dataset(config: Config) -> DatasetIndex:
     """The data set, packed first if it is the embedded one; DATA and CONFIG where it cannot be trained on."""
-    root = Path(config.data.root)
-    if config.data.embedded == "digits":
+    root = config.data.folder
+    if config.data.root == EMBEDDED_DIGITS:
         from data_pipeline.digits import ensure_digits  # packing is needed once in the life of a data set
 
         ensure_digits(root)
@@ -195,7 +195,7 @@ def training_batches(
     """This process's micro-batches of the given optimizer steps, in order, read ahead by workers."""
     share = -(-config.train.global_batch // accelerator.num_processes)
     recipe = Recipe(
-        root=Path(config.data.root),
+        root=config.data.folder,
         dataset=dataset,
         split=config.data.train_split,
         transforms=tuple(step.call for step in config.data.train_transforms),

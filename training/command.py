@@ -193,8 +193,11 @@ def _validated(section: type[typing.Any], given: dict[str, Any], tree: dict[str,
 
 def _value(name: str, text: str) -> Any:
     """A scalar stays text, which pydantic reads by the field's type; lists and trees are written as YAML."""
-    if text.lower() in ("none", "null") and type(None) in typing.get_args(_FIELDS[name].annotation):
+    kind = _FIELDS[name].annotation
+    if text.lower() in ("none", "null") and type(None) in typing.get_args(kind):
         return None
+    if kind is str:
+        return text
     return yaml.load(text, _Plain) if text[:1] in ("[", "{") else text  # noqa: S506 - _Plain is a SafeLoader
 
 

@@ -20,15 +20,14 @@ from training.augmentation import TransformStep
 from training.tree import Fraction, Rate, Section, fields_of, free
 
 LANES_AT_MOST = 8
+EMBEDDED_DIGITS = "embedded:digits"
 
 
 class DataConfig(Section):
     """Which samples, and what is done to their pixels."""
 
     root: str = free("data")
-    """folder with dataset.json; a resumed run checks its content, so it may move"""
-    embedded: Literal["none", "digits"] = "none"
-    """data set that comes with lockstep, packed into `root` on first use"""
+    """folder with dataset.json, which may move; embedded:digits is packed into data/digits on first use"""
     train_split: str = "train"
     """split to learn from"""
     val_split: str = "val"
@@ -45,6 +44,11 @@ class DataConfig(Section):
     """reader threads *per process*; 0 reads in the training thread"""
     prefetch: PositiveInt = free(4)
     """batches that each worker reads ahead"""
+
+    @property
+    def folder(self) -> Path:
+        """Where dataset.json lies, or will when the embedded set is packed."""
+        return Path("data/digits") if self.root == EMBEDDED_DIGITS else Path(self.root)
 
 
 class ModelConfig(Section):
@@ -73,7 +77,7 @@ class OptimConfig(Section):
     """optimizer steps over which the rate rises linearly from zero"""
     final_lr: Rate = 0.0
     """rate at the end of the cosine"""
-    clip_norm: float | None = Field(default=None, gt=0)
+    clip_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """largest L2 norm of the whole gradient; default: not clipped"""
 
 
@@ -90,7 +94,7 @@ class TrainConfig(Section):
     """stop after this many optimizer steps; fixes the length of the schedule only where `epochs` is none"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """of the forward and backward pass; weights and losses stay fp32"""
-    timeout_seconds: float = free(600.0, gt=0)
+    timeout_seconds: float = free(600.0, gt=0, le=7 * 86400)
     """processes that wait longer than this for one another fail"""
     sync_batchnorm: bool = False
     """BatchNorm over the global micro-batch instead of each process's own; GPUs only"""
@@ -119,7 +123,7 @@ class LogConfig(Section):
 
     every_steps: PositiveInt = free(1)
     """optimizer steps between training records in metrics.jsonl"""
-    every_seconds: float = free(5.0, gt=0)
+    every_seconds: float = free(5.0, gt=0, le=86400)
     """seconds between progress lines where there is no terminal"""
 
 

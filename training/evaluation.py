@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,7 +82,7 @@ def _pass(
     split = config.data.val_split
     steps = tuple(step.call for step in config.data.eval_transforms)
     recipe = Recipe(
-        Path(config.data.root), dataset, split, steps, config.seed, pinned=accelerator.device.type == "cuda"
+        config.data.folder, dataset, split, steps, config.seed, pinned=accelerator.device.type == "cuda"
     )
 
     def work() -> Any:

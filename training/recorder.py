@@ -143,7 +143,7 @@ class Recorder:
         say(f"network   {config.model.name}, {parameters / 1e6:.1f} M parameters, {config.train.precision}")
         classes = len(job.dataset.classes)
         say(
-            f"data      {config.data.root}: {training.samples:,} to learn from, {held_out.samples:,} held out"
+            f"data      {config.data.folder}: {training.samples:,} to learn from, {held_out.samples:,} to score"
         )
         kind = "grey" if job.dataset.channels == 1 else "colour"
         say(f"task      {config.task}, {classes} classes, {kind} pictures")

@@ -65,7 +65,7 @@ def check_plan(recorded: dict[str, Any], config: Config, dataset: DatasetIndex) 
     now = plan_identity(config, dataset)
     if recorded["dataset"] != now["dataset"]:
         raise UserError(
-            f"data.root: '{config.data.root}' is not the data set of this run "
+            f"data.root: '{config.data.folder}' is not the data set of this run "
             f"(its dataset.json has changed: {recorded['dataset'][:12]} -> {now['dataset'][:12]})",
             mend="point --data.root at the data set of this run, or start anew: --fresh",
             code="RESUME",

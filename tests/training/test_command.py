@@ -81,7 +81,7 @@ def test_flags_win_over_the_recipe_and_the_recipe_over_defaults(recipe):
 def test_without_a_config_the_digits_are_trained_into_their_own_run_directory():
     request = read_request([])
     assert request.mode == "train"
-    assert request.config.data.embedded == "digits"
+    assert request.config.data.root == "embedded:digits"
     assert request.run_dir == Path("runs/digits")
 
 

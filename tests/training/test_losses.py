@@ -1,0 +1,71 @@
+"""Losses as sums and counts: how a batch was cut changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from training.losses import cross_entropy
+
+
+def example(count=12, classes=5):
+    torch.manual_seed(0)
+    return torch.randn(count, classes, requires_grad=True), torch.arange(count) % classes
+
+
+def all_valid(count):
+    return torch.ones(count, dtype=torch.bool)
+
+
+def test_sum_and_count_give_the_mean_that_torch_gives():
+    logits, targets = example()
+    loss = cross_entropy(logits, targets, all_valid(12))
+    assert loss.elements == 12
+    assert loss.total / loss.elements == pytest.approx(functional.cross_entropy(logits, targets).item())
+
+
+@given(st.lists(st.integers(0, 12), max_size=5))
+def test_however_a_batch_is_cut_the_gradient_is_that_of_the_whole(cuts):
+    logits, targets = example()
+    whole = cross_entropy(logits, targets, all_valid(12))
+    (reference,) = torch.autograd.grad(whole.total / whole.elements, logits)
+    edges = [0, *sorted(cuts), 12]
+    gradient, count, total = torch.zeros_like(reference), 0, 0.0
+    for first, last in zip(edges, edges[1:], strict=False):
+        piece = cross_entropy(logits[first:last], targets[first:last], all_valid(last - first))
+        gradient += torch.autograd.grad(piece.total / 12, logits)[0]
+        count, total = count + int(piece.elements), total + float(piece.total)
+    assert count == 12
+    assert total == pytest.approx(float(whole.total), rel=1e-6)
+    torch.testing.assert_close(gradient, reference)
+
+
+def test_samples_that_are_not_valid_count_nowhere():
+    logits, targets = example()
+    valid = all_valid(12)
+    valid[[1, 7]] = False
+    loss = cross_entropy(logits, targets, valid)
+    kept = cross_entropy(logits[valid], targets[valid], all_valid(10))
+    assert loss.elements == kept.elements == 10
+    assert loss.total.item() == pytest.approx(kept.total.item())
+    (gradient,) = torch.autograd.grad(loss.total, logits)
+    assert gradient[~valid].abs().sum() == 0
+    assert gradient[valid].abs().sum() > 0
+
+
+def test_a_batch_without_a_valid_sample_has_a_zero_gradient_and_not_none():
+    logits, targets = example()
+    loss = cross_entropy(logits, targets, ~all_valid(12))
+    assert (loss.total, loss.elements) == (0, 0)
+    assert torch.equal(torch.autograd.grad(loss.total, logits)[0], torch.zeros_like(logits))
+
+
+def test_half_precision_logits_are_summed_in_float32():
+    logits, targets = example(4096)
+    loss = cross_entropy(logits.bfloat16(), targets, all_valid(4096))
+    assert loss.total.dtype == torch.float32
+    reference = cross_entropy(logits.bfloat16().float(), targets, all_valid(4096))
+    assert loss.total.item() == pytest.approx(reference.total.item(), rel=1e-6)
