@@ -291,16 +291,17 @@ LAUNCHES = {
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_every_way_to_start_it_trains(name, digits, tmp_path):
     command, where, processes = LAUNCHES[name]
-    flags = ["--run-dir", tmp_path / "run", "--data.root", digits, "--train.max-steps", 2]
-    if where == "elsewhere":  # in the checkout the recipe's own network is used
-        flags += ["--model.name", "test_resnet"]
-    cwd = ROOT if where == "checkout" else tmp_path
-    done = succeed([*command, *flags], folder=tmp_path, cwd=cwd)
-    (begun,) = records(tmp_path / "run", "start")
+    if where == "checkout":
+        cwd, run_dir, flags = ROOT, tmp_path / "run", ["--run-dir", tmp_path / "run", "--data.root", digits]
+    else:  # everything by default: the embedded data set is packed and the run directory made where we stand
+        cwd, run_dir, flags = tmp_path, tmp_path / "runs" / "digits", ["--model.name", "test_resnet"]
+    done = succeed([*command, *flags, "--train.max-steps", 2], folder=tmp_path, cwd=cwd)
+    (begun,) = records(run_dir, "start")
     assert begun["processes"] == processes
-    assert steps_of(tmp_path / "run") == [1, 2]
+    assert steps_of(run_dir) == [1, 2]
     assert f"processes {processes}" in done.out
-    assert (tmp_path / "run" / "weights" / "best.safetensors").exists()
+    assert (run_dir / "weights" / "best.safetensors").exists()
+    assert (tmp_path / "data" / "digits" / "dataset.json").exists() is (where == "elsewhere")
 
 
 def test_a_launcher_that_starts_fewer_processes_than_asked_for_is_found_out(digits, tmp_path):

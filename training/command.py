@@ -75,7 +75,7 @@ def read_yaml(name: str) -> dict[str, Any]:
     """The recipe or YAML file called `name`, as a tree; CONFIG where it is not there or is no mapping."""
     path = RECIPES / f"{name}.yaml" if name in recipe_names() else Path(name)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Plain)  # noqa: S506 - _Plain is a SafeLoader
+        tree = _plain_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"--config: cannot read '{name}': {error.strerror}",
@@ -104,6 +104,10 @@ class _Plain(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
         return super().compose_node(parent, index)
+
+
+def _plain_yaml(text: str) -> Any:
+    return yaml.load(text, _Plain)  # noqa: S506 - _Plain is a SafeLoader
 
 
 def _read_words(words: list[str]) -> _Reading:
@@ -198,7 +202,7 @@ def _value(name: str, text: str) -> Any:
         return None
     if kind is str:
         return text
-    return yaml.load(text, _Plain) if text[:1] in ("[", "{") else text  # noqa: S506 - _Plain is a SafeLoader
+    return _plain_yaml(text) if text[:1] in ("[", "{") else text
 
 
 def _lay(tree: dict[str, Any], path: list[str], value: Any) -> None:

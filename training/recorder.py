@@ -137,16 +137,12 @@ class Recorder:
         job, config, say = self._job, self._job.config, self._console.say
         processes, batch = job.accelerator.num_processes, config.train.global_batch
         parameters = sum(parameter.numel() for parameter in job.network.parameters())
-        training, held_out = (
-            job.dataset.split(name) for name in (config.data.train_split, config.data.val_split)
-        )
+        splits = (config.data.train_split, config.data.val_split)
+        training, held_out = (job.dataset.split(name).samples for name in splits)
         say(f"network   {config.model.name}, {parameters / 1e6:.1f} M parameters, {config.train.precision}")
-        classes = len(job.dataset.classes)
-        say(
-            f"data      {config.data.folder}: {training.samples:,} to learn from, {held_out.samples:,} to score"
-        )
+        say(f"data      {config.data.folder}, {training:,} samples to learn from, {held_out:,} held out")
         kind = "grey" if job.dataset.channels == 1 else "colour"
-        say(f"task      {config.task}, {classes} classes, {kind} pictures")
+        say(f"task      {config.task}, {len(job.dataset.classes)} classes, {kind} pictures")
         say(
             f"machine   {processes} process{'es' * (processes > 1)} on {job.accelerator.device.type}, "
             f"{config.data.workers} reader threads each"

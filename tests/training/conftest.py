@@ -25,7 +25,7 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def execute(tmp_path):
-    """`execute(command)`: run it to its end in `tmp_path`, on the CPU, knowing nothing of this machine's set-up."""
+    """`execute(command)`: run it in `tmp_path`, on the CPU, knowing nothing of this machine's set-up."""
 
     def call(command, *, env=None, timeout=150):
         known = {key: os.environ[key] for key in ("PATH", "TMPDIR", "LANG") if key in os.environ}

@@ -318,7 +318,7 @@ def test_a_damaged_newer_one_never_costs_the_one_that_was_just_written(tmp_path)
         writer.wait()
         said = []
         assert newest_verified(tmp_path, say=said.append) == tmp_path / f"step-{step:08d}"
-        assert len(said) == 2
+        assert "step-00000099" in said[0]
 
 
 CHAOS = """
@@ -332,7 +332,8 @@ draws = random.Random(0)
 torch.manual_seed(0)
 
 def save_for_ever(step, acknowledge):
-    state = {"model.safetensors": {"a": torch.randn(2_500_000)}, "optimizer.safetensors": {"b": torch.randn(2_500_000)}}
+    names = ("model.safetensors", "optimizer.safetensors")
+    state = {name: {"weight": torch.randn(2_500_000)} for name in names}
     writer = CheckpointWriter(folder, keep=2)
     while True:
         step += 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.command import Flags, read_request
@@ -345,6 +345,7 @@ def test_the_printed_configuration_is_a_config_file_that_prints_itself(words, re
     assert read_request(["--config", str(recipe(once))]).config == read_request(words).config
 
 
+@settings(deadline=None)
 @given(
     lr=st.floats(0, 1e300),
     seed=st.integers(0, 2**32 - 1),

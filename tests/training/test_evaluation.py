@@ -1,0 +1,139 @@
+"""Evaluation: every sample once, on process zero's network, whatever the cut and the processes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from data_pipeline.index import read_dataset
+from data_pipeline.plan import Work
+from data_pipeline.read import ShardReader
+from data_pipeline.stream import Recipe, stream
+from training.command import read_request
+from training.evaluation import evaluate
+from training.inputs import Normalizer
+from training.networks.classifiers import classifier
+from training.tasks import TASKS
+
+
+def config_of(digits, *flags):
+    return read_request(["--data.root", str(digits), "--data.workers", "0", *flags]).config
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return classifier("test_resnet", channels=1, outputs=10, pretrained=False)
+
+
+@pytest.fixture
+def task():
+    return TASKS["multiclass"](10)
+
+
+def test_the_scores_are_those_of_the_whole_split_at_once(digits, accelerator, network, task):
+    config, dataset = config_of(digits), read_dataset(digits)
+    scores = evaluate(network, task, config, dataset, accelerator)
+    recipe = Recipe(digits, dataset, "val", (), 0, pinned=False)
+    work = Work(0, 0, 0, 1, np.arange(359), valid=True)
+    (batch,) = stream(recipe, lambda: iter([work]), workers=0, prefetch=1)
+    inputs = Normalizer(dataset, torch.device("cpu"))(batch)
+    with torch.inference_mode():
+        logits = network.eval()(inputs.images)
+    right = int((logits.argmax(dim=1) == inputs.targets).sum())
+    assert scores.metrics["accuracy"] == right / 359
+    loss = torch.nn.functional.cross_entropy(logits, inputs.targets).item()
+    assert scores.metrics["loss"] == pytest.approx(loss, rel=1e-5)
+    proof = scores.certificate
+    assert (proof.expected, proof.seen, proof.unique) == (359, 359, 359)
+    assert proof.digest == dataset.split("val").keys_digest
+    assert (
+        len({ShardReader(digits, dataset.split("val")).read(number, work).key for number in range(359)})
+        == 359
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 7, 359, 1000])
+def test_the_cut_into_batches_changes_no_count(digits, accelerator, network, task, batch):
+    dataset = read_dataset(digits)
+    reference = evaluate(network, task, config_of(digits), dataset, accelerator)
+    config = config_of(digits, "--eval.batch", str(batch), "--data.workers", "3")
+    scores = evaluate(network, task, config, dataset, accelerator)
+    assert scores.certificate == reference.certificate
+    assert scores.metrics["accuracy"] == reference.metrics["accuracy"]
+    assert scores.metrics["loss"] == pytest.approx(reference.metrics["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluating_leaves_the_network_as_it_was(digits, accelerator, network, task, training):
+    network.train(training)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    evaluate(network, task, config_of(digits), read_dataset(digits), accelerator)
+    assert network.training is training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_an_evaluation_of_other_samples_than_those_that_were_packed_is_an_error(
+    digits, accelerator, network, task
+):
+    dataset = read_dataset(digits)
+    split = replace(dataset.split("val"), keys_digest="0" * 16)
+    changed = replace(dataset, splits={**dataset.splits, "val": split})
+    with pytest.raises(RuntimeError, match="0000000000000000"):
+        evaluate(network, task, config_of(digits), changed, accelerator)
+
+
+THREE = """
+import json, sys
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from data_pipeline.index import read_dataset
+from training.command import read_request
+from training.evaluation import evaluate
+from training.networks.classifiers import classifier
+from training.tasks import TASKS
+
+accelerator = Accelerator(cpu=True)
+rank = accelerator.process_index
+torch.manual_seed(rank)
+network = classifier("test_resnet", channels=1, outputs=10, pretrained=False)
+with torch.no_grad():
+    for tensor in network.state_dict().values():
+        tensor += rank  # weights, running statistics and the count of batches all differ
+config = read_request(["--data.root", sys.argv[1], "--eval.batch", "50"]).config
+scores = evaluate(network, TASKS["multiclass"](10), config, read_dataset(Path(sys.argv[1])), accelerator)
+Path(f"scores-{rank}.json").write_text(json.dumps(scores.as_json()))
+accelerator.wait_for_everyone()
+"""
+
+
+@pytest.mark.slow
+def test_three_processes_whose_networks_drifted_apart_score_that_of_process_zero(
+    digits, accelerator, network, execute, tmp_path
+):
+    (tmp_path / "three.py").write_text(THREE)
+    torchrun = Path(sys.executable).parent / "torchrun"
+    done = execute([torchrun, "--nproc_per_node=3", "three.py", digits])
+    assert done.returncode == 0, done.stderr
+    found = [json.loads((tmp_path / f"scores-{rank}.json").read_text()) for rank in range(3)]
+    config = config_of(digits, "--eval.batch", "50")
+    task = TASKS["multiclass"](10)
+    alone = evaluate(network, task, config, read_dataset(digits), accelerator).as_json()
+    assert found[0]["certificate"] == alone["certificate"]
+    assert found[0]["metrics"]["accuracy"] == alone["metrics"]["accuracy"]
+    assert found[0]["metrics"]["loss"] == pytest.approx(alone["metrics"]["loss"], rel=1e-6)
+    assert found[1] == found[2] == found[0]
