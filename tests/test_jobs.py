@@ -332,7 +332,7 @@ def test_batches_are_the_same_bits_on_any_number_of_processes_and_workers(whole,
     assert [(each["processes"], each["workers"]) for each in begun] == [(1, 0), (processes, processes - 1)]
 
 
-def test_batches_do_not_depend_on_the_micro_batch_and_losses_hardly(whole, common, tmp_path):
+def test_batches_do_not_depend_on_the_micro_batch(whole, common, tmp_path):
     flags = ["--run-dir", "run", "--train.micro-batch", 7, "--train.max-steps", 6]
     succeed([*MODULE, *common, *flags], folder=tmp_path)
     assert digests(tmp_path / "run") == digests(whole(1))[:6]

@@ -8,10 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_pipeline.digits import ensure_digits
 
 ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """These networks are tiny, and the cores are busy with other tests."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

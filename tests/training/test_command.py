@@ -384,6 +384,18 @@ def test_help_lists_every_option_and_no_other(tmp_path):
         assert " ".join(field.description.split())[:30] in said
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--print-config"]])
+def test_a_reader_that_goes_away_is_no_crash(words, tmp_path):
+    """`run.py --help | head -1`"""
+    command = [sys.executable, str(RUN), *words]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() in (0, 141)
+
+
 def values_for_every_option():
     """A word that each option accepts: the value that it has."""
     flags, config = Flags().model_dump(mode="json"), Config().model_dump(mode="json")

@@ -59,8 +59,3 @@ def test_online_without_a_network_or_a_key_goes_on_offline_and_says_so_once(trai
     assert done.stdout.count("tracking offline into") == 1
     assert len(wandb_runs(tmp_path)) == 1
     assert len(evaluations(tmp_path)) == 1
-
-
-def test_nothing_of_wandb_is_touched_unless_it_is_asked_for(train, tmp_path):
-    train("--train.max-steps", 1)
-    assert list((tmp_path / "run").glob("wandb*")) == []

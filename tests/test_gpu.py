@@ -1,0 +1,57 @@
+"""What only a GPU can show: the same pixels as on the CPU, half precision, and a scaler that is resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+RUN = Path(__file__).parent.parent / "training" / "run.py"
+
+
+@pytest.fixture
+def train(tmp_path):
+    """`train(name, *flags)`: the records of a run of a few steps on one process; `cpu` hides the GPU."""
+
+    def call(name, *flags, cpu=False):
+        words = [sys.executable, RUN, "--run-dir", name, "--model.name", "test_resnet", "--quiet", *flags]
+        hidden = {"ACCELERATE_USE_CPU": "true"} if cpu else {}
+        subprocess.run(words, cwd=tmp_path, env=os.environ | hidden, check=True, timeout=280)
+        return [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+
+    return call
+
+
+def of_kind(kind, records):
+    return [record for record in records if record["kind"] == kind]
+
+
+def test_the_pixels_on_the_gpu_are_those_on_the_cpu_bit_for_bit(train):
+    flags = ("--train.max-steps", "6", "--debug.batch-digest", "pixels")
+    gpu, cpu = train("gpu", *flags), train("cpu", *flags, cpu=True)
+    assert (gpu[0]["device"], cpu[0]["device"]) == ("cuda", "cpu")
+    digests = [[record["batch_digest"] for record in of_kind("train", records)] for records in (gpu, cpu)]
+    assert digests[0] == digests[1]
+    assert of_kind("eval", gpu)[0]["certificate"] == of_kind("eval", cpu)[0]["certificate"]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_learns_and_resumes_with_its_scaler(train, tmp_path, precision):
+    flags = ("--train.precision", precision, "--train.epochs", "4")
+    train("run", *flags, "--train.max-steps", "44")
+    state = json.loads((tmp_path / "run/checkpoints/step-00000044/state.json").read_text())
+    assert (state["scaler"] is not None) == (precision == "fp16")
+    records = train("run", *flags)
+    assert of_kind("start", records)[1]["resumed_from"] == "step-00000044"
+    assert [record["step"] for record in of_kind("train", records)] == list(range(1, 89))
+    assert of_kind("eval", records)[-1]["metrics"]["accuracy"] > 0.6
