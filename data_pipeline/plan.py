@@ -118,7 +118,7 @@ def training_work(
     for step in steps:
         batch = plan.batch(step)
         mine = share(len(batch), process, processes)
-        numbers = batch[mine.start : mine.stop] if mine else batch[:1]
+        numbers = batch[mine.start : mine.stop] if mine else batch[[0, 0]]
         pieces = -(-len(numbers) // micro_batch)
         for piece in range(pieces):
             part = share(len(numbers), piece, pieces)

@@ -24,7 +24,7 @@ TRAINING_LAYERS = [
     {"augmentation", "flags"},
     {"config"},
     {"manual"},
-    {"command", "losses", "counts", "inputs", "console", "journal", "checkpoint", "process"},
+    {"command", "losses", "counts", "inputs", "console", "journal", "checkpoint", "process", "launcher"},
     {"optim", "state", "tracking", "plots", "networks", "networks.classifiers", "tasks.task"},
     {"tasks.multiclass"},
     {"tasks"},

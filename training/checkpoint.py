@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.index import file_sha256, fsync_file
@@ -26,6 +28,7 @@ from data_pipeline.index import file_sha256, fsync_file
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
+WEIGHTS = ".safetensors"
 TEMPORARY = "."  # prefix of a folder that is being written or removed
 
 Tensors = Mapping[str, torch.Tensor]
@@ -99,27 +102,43 @@ def write_checkpoint(folder: Path, step: int, files: Mapping[str, Tensors], stat
     """Write and commit one checkpoint by the protocol above; the committed folder."""
     committed = folder / f"step-{step:08d}"
     part = folder / f"{TEMPORARY}{committed.name}.part"
+    if committed.exists():  # no start writes a step twice, and what a start found damaged it has set aside
+        set_aside(committed)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for file, tensors in files.items():
-        write_tensors(part / file, tensors)
-    write_json(part / STATE, {"format": FORMAT, **state})
-    names = sorted(path.name for path in part.iterdir())
-    described = {
-        name: {"size": (part / name).stat().st_size, "sha256": file_sha256(part / name)} for name in names
-    }
-    write_json(part / MANIFEST, {"format": FORMAT, "step": step, "files": described})
-    fsync_file(part)
-    if committed.exists():  # it did not verify when this run started, or the run would have resumed from it
-        _remove(committed)
+    try:
+        _fill(part, step, files, state)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)  # what cannot be finished must not take room from what can
+        raise
     part.rename(committed)
     fsync_file(folder)
     return committed
 
 
+def _fill(part: Path, step: int, files: Mapping[str, Tensors], state: dict[str, Any]) -> None:
+    for file, tensors in files.items():
+        write_tensors(part / file, tensors)
+    write_json(part / STATE, {"format": FORMAT, **state})
+    described = {
+        path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(part.iterdir())
+    }
+    write_json(part / MANIFEST, {"format": FORMAT, "step": step, "files": described})
+    fsync_file(part)
+
+
 def write_tensors(path: Path, tensors: Tensors) -> None:
     """Write a safetensors file through to the disk, with the mode that the umask asks for (not 0600)."""
-    save_file(dict(tensors), path)
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:  # it wraps what the system said
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        needed = sum(tensor.nbytes for tensor in tensors.values())
+        said = f"{os.strerror(int(number[1]))}, {needed:,} bytes needed"
+        raise OSError(int(number[1]), said, str(path)) from None
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
@@ -173,26 +192,38 @@ def newest_verified(folder: Path, *, say: Callable[[str], None]) -> Path | None:
     return None
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a checkpoint that is not whole: it must not count as one, but somebody may want to know why."""
+    number = 1
+    while (aside := path.with_name(f"aside-{path.name}.{number}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside
+
+
 def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             return f"format {manifest['format']}, this version reads {FORMAT}"
-        files = {
-            str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest["files"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        files = {str(name): (int(one["size"]), str(one["sha256"])) for name, one in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST}: {error!r}"
-    for name, (size, sha256) in files.items():
-        file = path / name
-        if Path(name).name != name or not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if file_sha256(file) != sha256:
-            return f"the content of {name} has changed"
-    return None
+    if strangers := [name for name in files if Path(name).name != name]:
+        return f"{MANIFEST} names a file outside its folder: {strangers[0]!r}"
+    if STATE not in files or not any(name.endswith(WEIGHTS) for name in files):
+        return f"{MANIFEST} lists no {STATE} or no tensors"
+    faults = (_fault_of(path / name, size, sha256) for name, (size, sha256) in files.items())
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _fault_of(file: Path, size: int, sha256: str) -> str | None:
+    if not file.is_file():
+        return f"{file.name} is missing"
+    if file.stat().st_size != size:
+        return f"{file.name} has {file.stat().st_size} bytes instead of {size}"
+    return None if file_sha256(file) == sha256 else f"the content of {file.name} has changed"
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from training.config import Config, UserError, recipe_names
 from training.flags import MODES, Flags
-from training.tree import fields_of
+from training.tree import Section, fields_of
 
+S = typing.TypeVar("S", bound=Section)
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -33,7 +34,7 @@ class _Reading:
     """What the command line says, collected before anything is judged."""
 
     mode: str = "train"
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
     help: bool = False
     mistakes: list[str] = field(default_factory=list)
 
@@ -48,18 +49,21 @@ def read_request(words: list[str]) -> Request | None:
     Precedence: defaults, then the recipe or file, then flags. Raises USAGE and CONFIG.
     """
     reading = _read_words(words)
-    if reading.mistakes:
-        raise UserError("\n".join(reading.mistakes), mend="run.py --help lists every option", code="USAGE")
-    split: dict[bool, dict[str, Any]] = {True: {}, False: {}}
+    mistakes = reading.mistakes
+    code = "USAGE" if mistakes else "CONFIG"
+    split: dict[bool, dict[str, str]] = {True: {}, False: {}}
     for name, value in reading.values.items():
         split[name in Flags.model_fields][name] = value
-    flags = _validated(Flags, split[True], {}, "")
+    flags = _validated(Flags, split[True], {}, "", mistakes) or Flags()
     run_dir = Path(flags.run_dir or f"runs/{Path(flags.config).stem}")
     name = flags.config
     recorded = run_dir / "config.yaml"
     if reading.mode == "evaluate" and "config" not in split[True] and recorded.exists():
         name = str(recorded)
-    config = _validated(Config, split[False], read_yaml(name), name)
+    config = _validated(Config, split[False], read_yaml(name), name, mistakes)
+    if config is None or mistakes:
+        mend = "run.py --help lists every option with its limits"
+        raise UserError("\n".join(mistakes), mend=mend, code=code)
     if reading.help:
         from training.manual import print_manual  # tyro: 0.2 s that only --help needs
 
@@ -136,7 +140,7 @@ def _read_words(words: list[str]) -> _Reading:
                 rest.pop(0)
         elif equals:
             reading.values[name] = value
-        elif _is_switch(name) and (not rest or rest[0].lower() not in ("true", "false")):
+        elif _is_switch(name) and (not rest or rest[0].startswith("--")):
             reading.values[name] = "true"
         elif rest and not rest[0].startswith("--"):
             reading.values[name] = rest.pop(0)
@@ -176,9 +180,11 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _validated(section: type[typing.Any], given: dict[str, Any], tree: dict[str, Any], origin: str) -> Any:
-    """Lay the flags over the tree and validate both together, so that all mistakes are reported at once."""
-    mistakes: list[str] = []
+def _validated(
+    section: type[S], given: dict[str, str], tree: dict[str, Any], origin: str, mistakes: list[str]
+) -> S | None:
+    """Lay the flags over the tree and validate both together; None where `mistakes` has grown."""
+    before = len(mistakes)
     for name, text in given.items():
         try:
             _lay(tree, name.split("."), _value(name, text))
@@ -188,11 +194,7 @@ def _validated(section: type[typing.Any], given: dict[str, Any], tree: dict[str,
         validated = section.model_validate(tree)
     except ValidationError as error:
         mistakes += [_mistake(one, given, origin) for one in error.errors()]
-    if mistakes:
-        raise UserError(
-            "\n".join(mistakes), mend="run.py --help lists every option with its limits", code="CONFIG"
-        )
-    return validated
+    return validated if len(mistakes) == before else None
 
 
 def _value(name: str, text: str) -> Any:
@@ -213,7 +215,7 @@ def _lay(tree: dict[str, Any], path: list[str], value: Any) -> None:
     tree[path[-1]] = value
 
 
-def _mistake(error: Any, given: dict[str, Any], origin: str) -> str:
+def _mistake(error: Any, given: dict[str, str], origin: str) -> str:
     name = ".".join(str(part) for part in error["loc"])
     where = _flag(name) if name in given else f"{origin}: {name}" if name else origin or "configuration"
     if error["type"] == "extra_forbidden":

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from data_pipeline.batch import Batch
+from data_pipeline.fault import UserError
 from data_pipeline.index import DatasetIndex
 
 
@@ -39,3 +40,18 @@ class Normalizer:
         images = images.float().contiguous().sub_(self._mean).div_(self._std)
         targets = batch.targets.to(self._device, non_blocking=True)
         return Inputs(images, targets, batch.valid.to(self._device, non_blocking=True))
+
+
+def forward(model: torch.nn.Module, images_BCHW: torch.Tensor) -> torch.Tensor:
+    """The model's outputs in training; CONFIG where BatchNorm is left alone with a single value."""
+    try:
+        outputs: torch.Tensor = model(images_BCHW)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"train: BatchNorm cannot learn from a forward pass of {len(images_BCHW)} sample: {error}",
+            mend="raise --train.micro-batch or --train.global-batch, or start fewer processes",
+            code="CONFIG",
+        ) from None
+    return outputs

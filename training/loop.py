@@ -13,7 +13,7 @@ from data_pipeline.draws import hash64
 from training.assembly import Job, training_batches
 from training.counts import SharedSums, batch_digest, digest_parts
 from training.evaluation import evaluate
-from training.inputs import Normalizer
+from training.inputs import Normalizer, forward
 from training.optim import rate_at
 from training.process import Ended, Place, StopFlag
 from training.recorder import Recorder
@@ -24,8 +24,8 @@ from training.run_directory import Start
 def train(job: Job, start: Start, place: Place) -> None:
     """Run from where the job stands to its last step; STOPPED and NONFINITE end it before."""
     recorder, flag = Recorder(job, start), StopFlag()
-    if _evaluation_is_owed(job):
-        _pause(job, recorder, evaluating=True)
+    if start.checkpoint is not None and _evaluation_is_owed(job):
+        recorder.export(start.checkpoint, best=_evaluate(job, recorder))
     steps = range(job.progress.step, job.last_step)
     if steps:
         _train_steps(job, recorder, flag, place, steps)
@@ -85,7 +85,7 @@ def _take_step(
             )
         with contextlib.nullcontext() if last else accelerator.no_sync(job.model):
             with accelerator.autocast():
-                outputs = job.model(inputs.images)
+                outputs = forward(job.model, inputs.images)
             loss = job.task.loss(outputs, inputs.targets, inputs.valid)
             # Divided by the *global* count. DDP averages over processes, so their number is put back.
             accelerator.backward(loss.total * (accelerator.num_processes / config.train.global_batch))
@@ -116,8 +116,11 @@ def _evaluation_is_owed(job: Job) -> bool:
 
 def _pause(job: Job, recorder: Recorder, *, evaluating: bool) -> None:
     """Evaluate if it is time, and save; every process comes here after the same step."""
-    best = False
-    if evaluating:
-        best = recorder.evaluation(evaluate(job.network, job.task, job.config, job.dataset, job.accelerator))
-        job.progress.evaluated = job.progress.step
-    recorder.save(best=best)
+    recorder.save(best=evaluating and _evaluate(job, recorder))
+
+
+def _evaluate(job: Job, recorder: Recorder) -> bool:
+    """Score the validation split after the steps done so far; whether it is the best of the run."""
+    scores = evaluate(job.network, job.task, job.config, job.dataset, job.accelerator)
+    job.progress.evaluated = job.progress.step
+    return recorder.evaluation(scores)

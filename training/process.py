@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import errno
 import gc
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -27,7 +28,8 @@ T = TypeVar("T")
 
 EXIT_CODES = {"CRASH": 70, "STORAGE": 74, "STOPPED": 75, "NONFINITE": 76}
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-PR_SET_PDEATHSIG = 1  # prctl(2)
+# The disk's or its owner's doing, not the program's: told in one line, without a traceback.
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES, errno.EPERM}
 
 
 class Ended(Exception):
@@ -88,18 +90,32 @@ def last_words() -> Iterator[Place]:
     except KeyboardInterrupt:
         _exit(130)
     except OSError as error:
-        what = f"error: {error.strerror or error}: {error.filename or ''}"
-        _crash(place, "STORAGE" if error.errno and not isinstance(error, ConnectionError) else "CRASH", what)
+        if isinstance(error, BrokenPipeError) and not place.together:  # `--help | head`: nobody reads on
+            os._exit(128 + signal.SIGPIPE)
+        _storage(place, error)
     except BaseException as error:
         _crash(place, "CRASH", f"{type(error).__name__}: {error}")
 
 
+def _storage(place: Place, error: OSError) -> NoReturn:
+    what = f"error: {error.strerror or error}: {error.filename or ''}"
+    if not error.errno or isinstance(error, ConnectionError):
+        _crash(place, "CRASH", what)
+    if error.errno not in STORAGE_ERRORS:
+        _crash(place, "STORAGE", what)
+    hint = "make room or mend the disk, then start the same command again"
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(Path(str(error.filename or place.run_dir or ".")).absolute().parent).free
+        hint = f"{free:,} bytes are free there; {hint}"
+    if _write_failure(place, "STORAGE", what, hint):
+        _speak(place, f"{what}\n{fatal_line('STORAGE', rank=place.rank, hint=hint)}")
+    _exit(EXIT_CODES["STORAGE"])
+
+
 def _crash(place: Place, code: str, what: str) -> NoReturn:
-    hint = "the traceback above is of the process that failed; start the same command again to resume"
-    where: dict[str, object] = {
-        "host": socket.gethostname(),
-        "step": place.step if place.step is not None else "start",
-    }
+    hint = "start the same command again to resume; the traceback above is of the process that failed"
+    step = place.step if place.step is not None else "start"
+    where: dict[str, object] = {"host": socket.gethostname(), "step": step}
     # The first process to fail is the cause; the others fail because it is gone, and only say so.
     first = _write_failure(place, code, what, hint)
     text = traceback.format_exc() if first else f"process {place.rank} ends because another one failed"
@@ -109,7 +125,8 @@ def _crash(place: Place, code: str, what: str) -> NoReturn:
 
 
 def _speak(place: Place, text: str) -> None:
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # a full disk behind stdout must not swallow the last words
+        sys.stdout.flush()
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - the contract's last line
 
 
@@ -131,8 +148,9 @@ def _write_failure(place: Place, code: str, what: str, hint: str) -> bool:
 
 def _exit(code: int) -> NoReturn:
     """Leave at once: threads of the collectives abort a process now and then that ends the usual way."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 
@@ -149,46 +167,6 @@ def leave(accelerator: Accelerator) -> NoReturn:
     if dist.is_initialized():
         dist.destroy_process_group()
     _exit(0)
-
-
-def tie_to_launcher() -> None:
-    """Die when the launcher dies: torchrun and accelerate start their processes in sessions of their own.
-
-    Only under a launcher: a process that a shell started must outlive that shell (nohup).
-    """
-    if sys.platform == "linux" and {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def check_launch() -> None:
-    """Refuse a start in which fewer processes came up than were asked for; USAGE."""
-    env = os.environ
-    # accelerate sets MASTER_ADDR for several processes even where it then starts one.
-    by_accelerate = "ACCELERATE_MIXED_PRECISION" in env and b"MASTER_ADDR=" not in _parent_environment()
-    if "MASTER_ADDR" in env and "WORLD_SIZE" not in env and by_accelerate:
-        raise UserError(
-            "accelerate was asked for several processes and started one: on CPUs it ignores --num_processes",
-            mend="torchrun --nproc_per_node N run.py, or accelerate launch --multi_gpu --num_processes N",
-            code="USAGE",
-        )
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        if name in env and not (env[name].isascii() and env[name].isdigit()):
-            raise UserError(
-                f"{name}={env[name]!r} is no number", mend="start with accelerate or torchrun", code="USAGE"
-            )
-    if int(env.get("RANK", "0")) >= int(env.get("WORLD_SIZE", "1")):
-        raise UserError(
-            f"RANK={env['RANK']} of WORLD_SIZE={env.get('WORLD_SIZE', '1')}: ranks count from 0",
-            mend="start with accelerate or torchrun, which number the processes",
-            code="USAGE",
-        )
-
-
-def _parent_environment() -> bytes:
-    """The variables that the launcher itself was started with; empty where that cannot be seen."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{os.getppid()}/environ").read_bytes()
-    return b""
 
 
 def agree(accelerator: Accelerator, decide: Callable[[], T]) -> T:

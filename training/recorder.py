@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -19,7 +21,7 @@ from training.process import Ended
 from training.run_directory import Start
 from training.state import MODEL_FILE, OPTIMIZER_FILE, Best, optimizer_tensors, plan_identity
 from training.tracking import start_tracking, stop_tracking, track
-from training.weights import exporter
+from training.weights import export_weights
 
 
 class Recorder:
@@ -110,8 +112,14 @@ class Recorder:
                 "made_by": {"processes": job.accelerator.num_processes, "threads": torch.get_num_threads()},
             },
             best_step=job.progress.best.step if job.progress.best else None,
-            then=exporter(job.request.run_dir, job.config, job.dataset, best=best),
+            then=partial(self.export, best=best),
         )
+
+    def export(self, checkpoint: Path, *, best: bool) -> None:
+        """Copy a committed checkpoint's model to weights/last and, if it is the best, to weights/best."""
+        job = self._job
+        if job.accelerator.is_main_process:
+            export_weights(checkpoint, job.request.run_dir / "weights", job.config, job.dataset, best=best)
 
     def close(self) -> None:
         """Wait for the last checkpoint, let the trackers finish, and leave the live line."""

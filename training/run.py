@@ -1,27 +1,27 @@
 """The program, from its command line to its exit code: read this page first, then the modules that it names.
 
-accelerate launch training/run.py [train|evaluate] [--config RECIPE|FILE.yaml] [--section.field VALUE ...]
+Command: accelerate launch training/run.py [train|evaluate] [--config RECIPE|FILE] [--section.field VALUE ...]
 """
 
 import os
 import sys
 
-if (
-    not __package__
-):  # started as a file: Python put training/ at the head of sys.path, where the repository belongs
-    _here = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120 - os and sys only, before the path is right
-    sys.path[:] = [path for path in sys.path if os.path.realpath(path or ".") != _here]  # noqa: PTH
+# Started as a file, Python puts training/ at the head of sys.path, where the repository belongs. Only os and
+# sys may be imported before that is mended: a module beside this file could shadow one of Python's.
+if not __package__:
+    _here = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path or ".") != _here]
     sys.path.insert(0, os.path.dirname(_here))  # noqa: PTH120
 
 if __name__ == "__main__":
-    from training import command, process
+    from training import command, launcher, process
 
     with process.last_words() as place:
         request = command.read_request(sys.argv[1:])  # no torch yet: a misspelt flag is answered at once
         if request is not None:
             place.run_dir = request.run_dir
-            process.tie_to_launcher()
-            process.check_launch()
+            launcher.tie_to_launcher()
+            launcher.check_launch()
 
             from training import assembly, evaluation, loop, rehearsal, run_directory
 

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from data_pipeline.index import DatasetIndex
-from training.checkpoint import newest_verified, read_state
+from training.checkpoint import checkpoints, newest_verified, read_state, set_aside, step_of
 from training.command import Request
 from training.config import Config, UserError, changed
 from training.process import Ended, agree
@@ -46,6 +46,9 @@ def start_run(request: Request, accelerator: Accelerator, dataset: DatasetIndex)
         _check_same_everywhere(everyone)
         notes = open_run(request)
         checkpoint = newest_verified(request.run_dir / "checkpoints", say=notes.append)
+        for path in checkpoints(request.run_dir / "checkpoints"):
+            if checkpoint is None or step_of(path) > step_of(checkpoint):
+                notes.append(f"the damaged one is kept as {set_aside(path)}")
         if checkpoint is None:
             return Start(None, Progress(), notes)
         state = read_state(checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -21,18 +22,27 @@ def start_tracking(
     mode = config.tracking.wandb
     if mode == "disabled" or not accelerator.is_main_process:
         return
+    import wandb  # 1 s, for those who asked for it
+
     identity = run_dir / ID_FILE
     if not identity.exists():
         identity.write_text(secrets.token_hex(4), encoding="utf-8")
     options = {"dir": str(run_dir), "id": identity.read_text(encoding="utf-8"), "name": run_dir.name}
     values = config.model_dump(mode="json")
+    # wandb waits 90 s for a server by default and prints its own summary into the middle of ours.
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
+    os.environ.setdefault("WANDB_SILENT", "true")
     try:
         _init(accelerator, config, values, {**options, "mode": mode})
     except Exception as error:  # wandb has its own kinds for no network, no key and a server that refuses
         if mode == "offline":
             raise
         say(f"wandb online: {str(error).splitlines()[0]}; tracking offline into {run_dir / 'wandb'}")
+        accelerator.trackers.clear()  # accelerate keeps the one that failed, and wandb its half-open run
+        wandb.teardown()
         _init(accelerator, config, values, {**options, "mode": "offline"})
+    else:
+        say(f"wandb     {accelerator.trackers[0].tracker.url or run_dir / 'wandb'}")
 
 
 def _init(accelerator: Accelerator, config: Config, values: dict[str, Any], options: dict[str, Any]) -> None:

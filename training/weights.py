@@ -35,8 +35,10 @@ class SavedWeights:
     task: Task
 
 
-def exporter(run_dir: Path, config: Config, dataset: DatasetIndex, *, best: bool) -> Callable[[Path], None]:
-    """A function that copies a checkpoint's model to weights/last, and if it is, to weights/best."""
+def export_weights(
+    checkpoint: Path, folder: Path, config: Config, dataset: DatasetIndex, *, best: bool
+) -> None:
+    """Copy the model of a committed checkpoint to `folder`/last and, if it is the best, /best."""
     about = {
         "format": FORMAT,
         "task": config.task,
@@ -45,17 +47,12 @@ def exporter(run_dir: Path, config: Config, dataset: DatasetIndex, *, best: bool
         "image": {"mode": dataset.image_mode, "mean": list(dataset.mean), "std": list(dataset.std)},
         "transforms": config.model_dump(mode="json")["data"]["eval_transforms"],
     }
-
-    def export(checkpoint: Path) -> None:
-        folder = run_dir / "weights"
-        for name in ("last", "best") if best else ("last",):
-            _replace_file(
-                folder / f"{name}.safetensors", lambda part: shutil.copyfile(checkpoint / MODEL_FILE, part)
-            )
-        text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
-        _replace_file(folder / MODEL_JSON, lambda part: part.write_text(text, encoding="utf-8"))
-
-    return export
+    text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+    for name in ("last", "best") if best else ("last",):
+        _replace_file(
+            folder / f"{name}.safetensors", lambda part: shutil.copyfile(checkpoint / MODEL_FILE, part)
+        )
+    _replace_file(folder / MODEL_JSON, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _replace_file(path: Path, write: Callable[[Path], Any]) -> None:

@@ -205,11 +205,11 @@ def test_when_none_is_whole_every_fault_is_said(two):
     assert len(said) == 2
 
 
-def test_a_checkpoint_of_the_same_step_is_written_anew(two):
+def test_a_damaged_checkpoint_of_the_same_step_makes_room_and_is_kept_aside(two):
     flip(two / "step-00000002" / "state.json", at=5)
     write(two, 2)
     assert newest_verified(two, say=pytest.fail) == two / "step-00000002"
-    assert names(two) == ["step-00000001", "step-00000002"]
+    assert names(two) == ["aside-step-00000002.1", "step-00000001", "step-00000002"]
 
 
 def test_what_a_kill_left_behind_is_cleared_away(two):
