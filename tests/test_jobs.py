@@ -458,6 +458,52 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(common, 
     assert not (tmp_path / "run" / "failure.json").exists()
 
 
+STOP_BEFORE_EVALUATION = f"""
+import os, pathlib, signal, sys, threading, time
+
+def time_it():
+    while not hasattr(sys.modules.get("training.recorder"), "Recorder"):
+        time.sleep(0.01)
+    recorder = sys.modules["training.recorder"].Recorder
+    plain = recorder.step
+    def step(self, number, sums):
+        if number == {EPOCH} - 3 and not pathlib.Path("struck").exists():
+            pathlib.Path("struck").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, number, sums)
+    recorder.step = step
+
+threading.Thread(target=time_it, daemon=True).start()
+"""
+
+
+def test_a_run_stopped_between_an_epoch_and_its_evaluation_owes_it_and_pays(common, whole, tmp_path):
+    """sitecustomize.py sends the signal so that the processes agree on it after the epoch's last step."""
+    (tmp_path / "sitecustomize.py").write_text(STOP_BEFORE_EVALUATION)
+    command = [*PYTHON, *common, "--run-dir", "run"]
+    done = run(command, folder=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert done.code == 75, done.err
+    assert steps_of(tmp_path / "run")[-1] == EPOCH
+    assert not records(tmp_path / "run", "eval")
+    succeed(command, folder=tmp_path)
+    assert results(tmp_path / "run") == results(whole(1))
+    assert weights_sha(tmp_path / "run") == weights_sha(whole(1))
+
+
+def test_stopping_accelerate_lets_its_one_process_save(common, whole, tmp_path):
+    """`accelerate launch` dies of SIGTERM without a word to the process that it started."""
+    command = [*ACCELERATE, str(RUN), *common, "--run-dir", "run", "--checkpoint.every-steps", "none"]
+    running = start(command, folder=tmp_path)
+    assert wait_until(reaches(tmp_path / "run", 5)), finish(running, within=1)
+    running.process.send_signal(signal.SIGTERM)
+    finish(running, within=30)
+    assert failure(tmp_path / "run")["code"] == "STOPPED"
+    stopped_at = steps_of(tmp_path / "run")[-1]
+    succeed(command, folder=tmp_path)
+    assert resumed_at(tmp_path / "run") == stopped_at
+    assert results(tmp_path / "run") == results(whole(1))
+
+
 def test_one_process_that_is_killed_ends_the_others_and_costs_nothing(common, whole, tmp_path):
     command = [*torchrun(2), *common, "--run-dir", "run"]
     running = start(command, folder=tmp_path)
@@ -669,6 +715,7 @@ REFUSED = {
     "an empty data folder": (["--data.root", "empty"], "DATA", ["dataset.json"]),
     "an unknown network": (["--model.name", "resnet19"], "CONFIG", ["did you mean resnet18?"]),
     "a batch larger than the data": (["--train.global-batch", 10**30], "CONFIG", ["1438"]),
+    "one sample a pass with BatchNorm": (["--train.micro-batch", 1], "CONFIG", ["BatchNorm", "1 sample"]),
     "a missing split": (["--data.val-split", "vall"], "DATA", ["vall", "val"]),
 }
 

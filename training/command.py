@@ -54,14 +54,15 @@ def read_request(words: list[str]) -> Request | None:
     split: dict[bool, dict[str, str]] = {True: {}, False: {}}
     for name, value in reading.values.items():
         split[name in Flags.model_fields][name] = value
-    flags = _validated(Flags, split[True], {}, "", mistakes) or Flags()
-    run_dir = Path(flags.run_dir or f"runs/{Path(flags.config).stem}")
-    name = flags.config
+    flags = _validated(Flags, split[True], {}, "", mistakes)
+    # Where a flag is wrong, the rest is read all the same, for the mistakes in it.
+    name = split[True].get("config", Flags().config)
+    run_dir = Path(split[True].get("run_dir", f"runs/{Path(name).stem}"))
     recorded = run_dir / "config.yaml"
     if reading.mode == "evaluate" and "config" not in split[True] and recorded.exists():
         name = str(recorded)
     config = _validated(Config, split[False], read_yaml(name), name, mistakes)
-    if config is None or mistakes:
+    if config is None or flags is None or mistakes:
         mend = "run.py --help lists every option with its limits"
         raise UserError("\n".join(mistakes), mend=mend, code=code)
     if reading.help:

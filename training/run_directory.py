@@ -125,7 +125,8 @@ def _move_aside(run_dir: Path) -> Path:
 
 
 def _check_unchanged(request: Request) -> list[str]:
-    recorded = request.run_dir / "config.yaml"
+    run_dir = request.run_dir
+    recorded = run_dir / "config.yaml"
     if not recorded.exists():
         return []
     before = yaml.safe_load(recorded.read_text(encoding="utf-8"))
@@ -135,7 +136,7 @@ def _check_unchanged(request: Request) -> list[str]:
     if request.flags.allow_config_change:
         return [f"changed as asked for: {line}" for line in differences]
     raise UserError(
-        "\n".join(f"'{request.run_dir}' was started with other values: {line}" for line in differences),
-        mend=f"start as before (--config {recorded}), anew (--fresh), or give --allow-config-change",
+        "\n".join(f"'{run_dir}' was started with other values: {line}" for line in differences),
+        mend=f"as before: --config {recorded} --run-dir {run_dir}; anew: --fresh; or --allow-config-change",
         code="RESUME",
     )

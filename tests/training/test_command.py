@@ -485,3 +485,20 @@ def test_where_steps_fix_the_schedule_their_number_decides():
     before = yaml.safe_load(read_request([*words, "10"]).config.as_yaml())
     (line,) = changed(before, read_request([*words, "11"]).config)
     assert line == "train.max_steps: 10 -> 11"
+
+
+def test_mistakes_of_every_kind_are_told_together(recipe):
+    path = recipe("train: {epochs: 0}\nmodell: {}\n")
+    words = ["--train.epoch", 3, "--fresh", "maybe", "--train.global-batch", -3, "--config", path]
+    mistakes, code = mistakes_of(*words)
+    assert code == "USAGE"
+    assert len(mistakes) == 5
+    told = "\n".join(mistakes)
+    for word in (
+        "--train.epoch:",
+        "--fresh: 'maybe'",
+        "--train.global-batch: '-3'",
+        "train.epochs: 0",
+        "modell",
+    ):
+        assert word in told
