@@ -103,7 +103,7 @@ def write_checkpoint(folder: Path, step: int, files: Mapping[str, Tensors], stat
     committed = folder / f"step-{step:08d}"
     part = folder / f"{TEMPORARY}{committed.name}.part"
     if committed.exists():  # no start writes a step twice, and what a start found damaged it has set aside
-        set_aside(committed)
+        set_aside(committed, f"aside-{committed.name}.")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
@@ -192,13 +192,12 @@ def newest_verified(folder: Path, *, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a checkpoint that is not whole: it must not count as one, but somebody may want to know why."""
+def set_aside(path: Path, name: str) -> Path:
+    """Rename a folder to `name` and the first free number; somebody may still want what is in the way."""
     number = 1
-    while (aside := path.with_name(f"aside-{path.name}.{number}")).exists():
+    while (aside := path.with_name(f"{name}{number}")).exists():
         number += 1
-    path.rename(aside)
-    return aside
+    return path.rename(aside)
 
 
 def verify(path: Path) -> str | None:

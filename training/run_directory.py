@@ -48,7 +48,7 @@ def start_run(request: Request, accelerator: Accelerator, dataset: DatasetIndex)
         checkpoint = newest_verified(request.run_dir / "checkpoints", say=notes.append)
         for path in checkpoints(request.run_dir / "checkpoints"):
             if checkpoint is None or step_of(path) > step_of(checkpoint):
-                notes.append(f"the damaged one is kept as {set_aside(path)}")
+                notes.append(f"the damaged one is kept as {set_aside(path, f'aside-{path.name}.')}")
         if checkpoint is None:
             return Start(None, Progress(), notes)
         state = read_state(checkpoint)
@@ -82,7 +82,7 @@ def open_run(request: Request) -> list[str]:
     run_dir, said = request.run_dir, []
     _lock(run_dir)
     if request.flags.fresh and (run_dir / "config.yaml").exists():
-        said.append(f"the old run is now {_move_aside(run_dir)}")
+        said.append(f"the old run is now {set_aside(run_dir, f'{run_dir.name}.old-')}")
         _lock(run_dir)
     (run_dir / "failure.json").unlink(missing_ok=True)
     said += _check_unchanged(request)
@@ -114,14 +114,6 @@ def _lock(run_dir: Path) -> None:
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
     _locks.append(lock)
-
-
-def _move_aside(run_dir: Path) -> Path:
-    number = 1
-    while (aside := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
-        number += 1
-    run_dir.rename(aside)
-    return aside
 
 
 def _check_unchanged(request: Request) -> list[str]:
