@@ -144,7 +144,7 @@ def test_an_evaluation_streams_every_sample_once(photo_dataset):
 def test_a_stand_in_is_marked_as_not_valid(photo_dataset):
     work = training(photo_dataset, steps=range(1), process=13, processes=14)
     (batch,) = stream(recipe_for(photo_dataset), work, workers=1, prefetch=1)
-    assert batch.valid.tolist() == [False]
+    assert batch.valid.tolist() == [False, False]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
