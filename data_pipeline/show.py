@@ -26,9 +26,8 @@ from data_pipeline.plan import Work
 from data_pipeline.read import ShardReader
 from data_pipeline.targets import target_reader
 
-CANDIDATES = (
-    25  # labels looked at for each thumbnail, so that rare classes are found and large splits are not read
-)
+# Labels looked at for each thumbnail, so that rare classes are found and large splits are not read.
+CANDIDATES = 25
 CLASS_ROWS = 30  # of the table
 SIDE, GAP, MARGIN, CAPTION, TITLE = 160, 14, 28, 24, 54  # pixels of the grid
 INK, GREY, EDGE = (28, 28, 30), (120, 120, 126), (222, 222, 226)

@@ -35,9 +35,8 @@ def main() -> None:
 def run(argv: list[str]) -> int:
     """Run one command; the exit code. Nothing that a user can mend ends in a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # file names and terminals have encodings of their own
+        # File names and terminals have encodings of their own.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _dispatch(argv)
         sys.stdout.flush()

@@ -46,8 +46,7 @@ def _train_steps(job: Job, recorder: Recorder, flag: StopFlag, place: Place, ste
         for step in steps:
             place.step = step
             sums = SharedSums(_take_step(job, normalize, batches, flag, step))
-            # A step's sums travel while the next one computes: they are read one step late, or before a
-            # pause.
+            # A step's sums travel while the next one computes: they are read one step late, or at a pause.
             stop = under_way is not None and recorder.step(under_way[0], under_way[1].result())
             under_way = (step, sums)
             if stop or _pauses_after(job, step):
@@ -58,9 +57,8 @@ def _train_steps(job: Job, recorder: Recorder, flag: StopFlag, place: Place, ste
                 recorder.work_begins()
             if stop:
                 recorder.close()
-                raise Ended(
-                    "STOPPED", f"stopped on request after step {step + 1}", hint="start again to go on"
-                )
+                what = f"stopped on request after step {step + 1}"
+                raise Ended("STOPPED", what, hint="start the same command again to go on")
 
 
 def _take_step(
