@@ -192,9 +192,8 @@ def changed(before: dict[str, Any], config: Config) -> list[str]:
     after = config.model_dump(mode="json")
     decisive = [name for name, field in fields_of(Config) if not (field.json_schema_extra or {}).get("free")]
     if config.train.epochs is not None:
-        decisive.remove(
-            "train.max_steps"
-        )  # then it only ends the run: the schedule's length comes from the epochs
+        # Then it only ends the run: the schedule's length comes from the epochs.
+        decisive.remove("train.max_steps")
     pairs = ((name, _at(before, name), _at(after, name)) for name in decisive)
     return [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]
 

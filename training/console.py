@@ -16,10 +16,8 @@ class Console:
         self._rich = RichConsole(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._since = (
-            time.monotonic(),
-            0,
-        )  # start of the window that speed is measured over: when, samples by then
+        # The window that speed is measured over: when it began, and samples done by then.
+        self._since = (time.monotonic(), 0)
         self._speed = 0.0  # images/s of the last whole window
         self._printed = time.monotonic()
 
