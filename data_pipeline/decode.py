@@ -14,7 +14,7 @@ import simplejpeg
 from PIL import Image as PillowImage
 
 from data_pipeline.batch import Image, RawSample
-from data_pipeline.fault import UserError
+from data_pipeline.fault import UserError, first_line
 
 # No other decoder of Pillow's is ever started, whatever a file's first bytes claim.
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -54,7 +54,7 @@ def open_picture(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> PillowIm
         _check_size(*picture.size)
         picture.load()
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"cannot decode: {_first_line(error)}") from None
+        raise ValueError(f"cannot decode: {_without_address(error)}") from None
     return picture
 
 
@@ -78,6 +78,6 @@ def _check_size(width: int, height: int) -> None:
         raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS} are decoded")
 
 
-def _first_line(error: Exception) -> str:
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return re.sub(r" <_io.BytesIO object[^>]*>", "", line)  # its address would differ from run to run
+def _without_address(error: Exception) -> str:
+    """The first line, without the buffer's address, which would differ from run to run."""
+    return re.sub(r" <_io.BytesIO object[^>]*>", "", first_line(error))

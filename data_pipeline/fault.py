@@ -38,6 +38,11 @@ def user_error_text(error: UserError, *, rank: int = 0) -> str:
     return f"{what}\n{fatal_line(error.code, rank=rank, hint=error.mend, place=error.place)}"
 
 
+def first_line(error: Exception) -> str:
+    """What an exception of somebody else's says, in one line; its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _word(value: object) -> str:
     text = str(value)
     plain = text and not any(letter.isspace() or letter in "\"'=" for letter in text)

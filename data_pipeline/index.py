@@ -6,7 +6,6 @@ Shapes: R rows (samples) of a shard, M kinds of member (extensions).
 from __future__ import annotations
 
 import json
-import os
 import re
 import tarfile
 import zlib
@@ -23,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from data_pipeline.disk import replace_file
 from data_pipeline.draws import IntArray
 from data_pipeline.fault import UserError
 
@@ -101,9 +101,8 @@ class ShardIndex(NamedTuple):
 
 def write_dataset(root: Path, dataset: DatasetIndex) -> None:
     """Write dataset.json, atomically: its presence says that the data set is complete."""
-    part = root / f".{DATASET_FILE}.part"
-    part.write_text(json.dumps(_as_json(dataset), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(root / DATASET_FILE)
+    text = json.dumps(_as_json(dataset), indent=1, ensure_ascii=False) + "\n"
+    replace_file(root / DATASET_FILE, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def read_dataset(root: Path) -> DatasetIndex:
@@ -201,9 +200,7 @@ def write_shard_index(path: Path, index: ShardIndex) -> None:
     }
     # One metadata entry only: safetensors writes several in an order that changes from process to process.
     about = json.dumps({"format": FORMAT, "extensions": index.extensions})
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(save_arrays(arrays, metadata={"lockstep": about}))
-    part.replace(path)
+    replace_file(path, lambda part: part.write_bytes(save_arrays(arrays, metadata={"lockstep": about})))
 
 
 def read_shard_index(path: Path, shard: Shard) -> ShardIndex:
@@ -229,21 +226,3 @@ def read_shard_index(path: Path, shard: Shard) -> ShardIndex:
             place={"shard": shard.name},
         ) from None
     return index
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hex."""
-    digest = sha256()
-    with path.open("rb") as data:
-        while block := data.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def fsync_file(path: Path) -> None:
-    """Push a file's (or folder's) content to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

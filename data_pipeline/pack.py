@@ -12,13 +12,14 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import webdataset
 from numpy.typing import NDArray
 
+from data_pipeline.disk import file_sha256
 from data_pipeline.draws import IntArray, Purpose, bit_stream, hash64, permutation
 from data_pipeline.fault import UserError
 from data_pipeline.index import (
@@ -26,7 +27,6 @@ from data_pipeline.index import (
     DatasetIndex,
     Shard,
     Split,
-    file_sha256,
     index_path,
     index_tar,
     write_dataset,
@@ -36,9 +36,8 @@ from data_pipeline.pictures import stored_picture
 from data_pipeline.sources import Picture, Source
 
 BAD_FILES = "bad_files.jsonl"
-UNDER_WAY = (
-    ".packing"  # present from the first byte to the last: what lies beside it is ours and not finished
-)
+# Present from the first byte to the last: what lies beside it is ours and not finished.
+UNDER_WAY = ".packing"
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Packed:
     """The finished data set and the files that were left out, with the reason."""
 
     dataset: DatasetIndex
-    bad: tuple[tuple[str, str], ...] = field(default=())
+    bad: tuple[tuple[str, str], ...]
 
 
 def pack(

@@ -27,9 +27,7 @@ from data_pipeline.index import DatasetIndex
 from data_pipeline.plan import Work
 from data_pipeline.read import ShardReader
 from data_pipeline.targets import target_reader
-from data_pipeline.transforms import TRANSFORMS, Transform
-
-Steps = tuple[tuple[Transform, dict[str, object]], ...]
+from data_pipeline.transforms import TRANSFORMS
 
 
 @dataclass(frozen=True)

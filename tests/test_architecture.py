@@ -325,8 +325,8 @@ def test_names_that_the_configuration_allows_are_those_that_the_program_knows():
 
 
 def test_every_shipped_recipe_is_a_whole_configuration_and_tells_how_to_run_it():
-    from training.command import RECIPES, read_request
-    from training.config import recipe_names
+    from training.command import read_request
+    from training.config import RECIPES, recipe_names
 
     assert "digits" in recipe_names()
     for name in recipe_names():

@@ -17,6 +17,7 @@ from data_pipeline.fault import UserError
 from data_pipeline.index import DatasetIndex, read_dataset
 from data_pipeline.plan import Plan, Work, training_work
 from data_pipeline.stream import Recipe, stream
+from training.augmentation import TransformStep
 from training.checkpoint import read_state, read_tensors
 from training.command import Request
 from training.config import EMBEDDED_DIGITS, Config
@@ -189,19 +190,32 @@ def assemble(
     return Job(request, accelerator, dataset, plan, task, model, network, optimizer, names, progress)
 
 
+def reading(
+    config: Config,
+    dataset: DatasetIndex,
+    accelerator: Accelerator,
+    *,
+    split: str,
+    transforms: tuple[TransformStep, ...],
+) -> Recipe:
+    """How samples of a split become pixels in this run."""
+    return Recipe(
+        root=config.data.folder,
+        dataset=dataset,
+        split=split,
+        transforms=tuple(step.call for step in transforms),
+        seed=config.seed,
+        pinned=accelerator.device.type == "cuda",
+    )
+
+
 def training_batches(
     config: Config, dataset: DatasetIndex, plan: Plan, accelerator: Accelerator, *, steps: range
 ) -> Generator[Batch, None, None]:
     """This process's micro-batches of the given optimizer steps, in order, read ahead by workers."""
     share = -(-config.train.global_batch // accelerator.num_processes)
-    recipe = Recipe(
-        root=config.data.folder,
-        dataset=dataset,
-        split=config.data.train_split,
-        transforms=tuple(step.call for step in config.data.train_transforms),
-        seed=config.seed,
-        pinned=accelerator.device.type == "cuda",
-    )
+    data = config.data
+    recipe = reading(config, dataset, accelerator, split=data.train_split, transforms=data.train_transforms)
 
     def work() -> Iterator[Work]:
         return training_work(

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from data_pipeline.index import file_sha256, fsync_file
+from data_pipeline.disk import file_sha256, fsync_file
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"

@@ -11,12 +11,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
-from training.config import Config, UserError, recipe_names
+from training.config import RECIPES, Config, UserError, recipe_names
 from training.flags import MODES, Flags
 from training.tree import Section, fields_of
 
 S = typing.TypeVar("S", bound=Section)
-RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)

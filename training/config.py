@@ -5,7 +5,6 @@ Imports neither torch nor numpy, so that `--help` and a misspelt name are answer
 
 from __future__ import annotations
 
-from importlib import resources
 from math import gcd
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from training.augmentation import TransformStep
 from training.tree import Fraction, Rate, Section, fields_of, free
 
 LANES_AT_MOST = 8
+RECIPES = Path(__file__).parent / "recipes"
 EMBEDDED_DIGITS = "embedded:digits"
 
 
@@ -183,8 +183,7 @@ class Config(Section):
 
 def recipe_names() -> list[str]:
     """The recipes that come with lockstep."""
-    found = resources.files("training").joinpath("recipes").iterdir()
-    return sorted(Path(item.name).stem for item in found if item.name.endswith(".yaml"))
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def changed(before: dict[str, Any], config: Config) -> list[str]:

@@ -37,13 +37,16 @@ def batch_digest(batch: Batch, images_BCHW: torch.Tensor, targets_B: torch.Tenso
     return total % 2**64
 
 
+def _several() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
 class SharedSums:
     """A vector of float64 sums over all processes, under way while the next step computes."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self._values = values
-        together = dist.is_initialized() and dist.get_world_size() > 1
-        self._work = dist.all_reduce(values, async_op=True) if together else None
+        self._work = dist.all_reduce(values, async_op=True) if _several() else None
 
     def result(self) -> list[float]:
         """Wait for the sums."""
@@ -96,7 +99,7 @@ def distinct(runs: Runs) -> int:
 
 def gather_runs(runs: Runs) -> Runs:
     """The intervals of all processes."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
+    if not _several():
         return runs
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ from accelerate.utils import broadcast
 from data_pipeline.batch import Batch
 from data_pipeline.draws import hash64
 from data_pipeline.index import DatasetIndex
-from data_pipeline.plan import evaluation_work
-from data_pipeline.stream import Recipe, stream
+from data_pipeline.plan import Work, evaluation_work
+from data_pipeline.stream import stream
+from training.assembly import reading
 from training.command import Request
 from training.config import Config
 from training.console import Console
@@ -79,15 +81,12 @@ def _pass(
     network: torch.nn.Module, task: Task, config: Config, dataset: DatasetIndex, accelerator: Accelerator
 ) -> tuple[Tally, Runs]:
     """This process's sums over its batches, and the numbers of the samples that were in them."""
-    split = config.data.val_split
-    steps = tuple(step.call for step in config.data.eval_transforms)
-    recipe = Recipe(
-        config.data.folder, dataset, split, steps, config.seed, pinned=accelerator.device.type == "cuda"
-    )
+    data = config.data
+    recipe = reading(config, dataset, accelerator, split=data.val_split, transforms=data.eval_transforms)
 
-    def work() -> Any:
+    def work() -> Iterator[Work]:
         return evaluation_work(
-            dataset.split(split).samples,
+            dataset.split(data.val_split).samples,
             batch=config.eval.batch,
             process=accelerator.process_index,
             processes=accelerator.num_processes,
@@ -101,7 +100,7 @@ def _pass(
     training = network.training
     network.eval()
     with torch.inference_mode():
-        for batch in stream(recipe, work, workers=config.data.workers, prefetch=config.data.prefetch):
+        for batch in stream(recipe, work, workers=data.workers, prefetch=data.prefetch):
             inputs = normalize(batch)
             with accelerator.autocast():
                 outputs = network(inputs.images)

@@ -35,6 +35,7 @@ class Recorder:
         )
         self._journal = Journal(run_dir, active=main, committed=job.progress.metrics_bytes)
         self._writer = CheckpointWriter(run_dir / "checkpoints", keep=config.checkpoint.keep)
+        self._plan = plan_identity(config, job.dataset)  # hashes the whole index: once, not at every save
         self._journal.write(
             "start",
             step=job.progress.step,
@@ -107,7 +108,7 @@ class Recorder:
             },
             {
                 "progress": job.progress.as_json(),
-                "plan": plan_identity(job.config, job.dataset),
+                "plan": self._plan,
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "made_by": {"processes": job.accelerator.num_processes, "threads": torch.get_num_threads()},
             },

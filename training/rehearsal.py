@@ -9,12 +9,11 @@ import torch
 from accelerate import Accelerator
 
 from data_pipeline.index import DatasetIndex
-from training.assembly import make_network, make_plan, training_batches
+from training.assembly import assemble, training_batches
 from training.command import Request
 from training.console import Console
-from training.inputs import Normalizer
-from training.optim import build_optimizer
-from training.tasks import TASKS
+from training.inputs import Normalizer, forward
+from training.state import Progress
 
 STEPS = 2
 
@@ -24,12 +23,10 @@ def rehearse(request: Request, accelerator: Accelerator, dataset: DatasetIndex) 
     config = request.config
     say = Console(active=accelerator.is_main_process, every_seconds=1).say
     say(config.as_yaml().rstrip())
-    task = TASKS[config.task](len(dataset.classes))
-    network = make_network(config, dataset, task)
-    model, optimizer = accelerator.prepare(network, build_optimizer(network, config.optim))
-    plan, normalize = make_plan(config, dataset), Normalizer(dataset, accelerator.device)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    modules = len(list(network.modules()))
+    job = assemble(request, accelerator, dataset, checkpoint=None, progress=Progress())
+    plan, normalize = job.plan, Normalizer(dataset, accelerator.device)
+    parameters = sum(parameter.numel() for parameter in job.network.parameters())
+    modules = len(list(job.network.modules()))
     say(f"\nnetwork   {config.model.name}: {parameters:,} parameters in {modules} modules")
     dropped = plan.samples - plan.steps_per_epoch * plan.global_batch
     say(
@@ -41,11 +38,11 @@ def rehearse(request: Request, accelerator: Accelerator, dataset: DatasetIndex) 
     for batch in training_batches(config, dataset, plan, accelerator, steps=steps):
         inputs = normalize(batch)
         with accelerator.autocast():
-            loss = task.loss(model(inputs.images), inputs.targets, inputs.valid)
+            loss = job.task.loss(forward(job.model, inputs.images), inputs.targets, inputs.valid)
         accelerator.backward(loss.total / loss.elements.clamp(min=1))
         if batch.last:
-            optimizer.step()
-            optimizer.zero_grad()
+            job.optimizer.step()
+            job.optimizer.zero_grad()
             mean = float(loss.total / loss.elements.clamp(min=1))
             say(
                 f"step {batch.work.step + 1}    last micro-batch {list(inputs.images.shape)}, loss {mean:.4f}"

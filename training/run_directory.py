@@ -15,6 +15,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from data_pipeline.disk import replace_file
 from data_pipeline.index import DatasetIndex
 from training.checkpoint import checkpoints, newest_verified, read_state, set_aside, step_of
 from training.command import Request
@@ -86,9 +87,8 @@ def open_run(request: Request) -> list[str]:
         _lock(run_dir)
     (run_dir / "failure.json").unlink(missing_ok=True)
     said += _check_unchanged(request)
-    part = run_dir / ".config.yaml.part"
-    part.write_text(request.config.as_yaml(), encoding="utf-8")
-    part.replace(run_dir / "config.yaml")
+    text = request.config.as_yaml()
+    replace_file(run_dir / "config.yaml", lambda part: part.write_text(text, encoding="utf-8"))
     for name in ("checkpoints", "weights", "plots"):
         (run_dir / name).mkdir(exist_ok=True)
     return said

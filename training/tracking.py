@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from data_pipeline.fault import first_line
 from training.config import Config
 
 ID_FILE = "wandb-id"
@@ -37,7 +38,7 @@ def start_tracking(
     except Exception as error:  # wandb has its own kinds for no network, no key and a server that refuses
         if mode == "offline":
             raise
-        say(f"wandb online: {str(error).splitlines()[0]}; tracking offline into {run_dir / 'wandb'}")
+        say(f"wandb online: {first_line(error)}; tracking offline into {run_dir / 'wandb'}")
         accelerator.trackers.clear()  # accelerate keeps the one that failed, and wandb its half-open run
         wandb.teardown()
         _init(accelerator, config, values, {**options, "mode": "offline"})

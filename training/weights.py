@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from data_pipeline.disk import replace_file
 from data_pipeline.fault import UserError
-from data_pipeline.index import DatasetIndex, fsync_file
+from data_pipeline.index import DatasetIndex
 from training.command import Request
 from training.config import Config
 from training.networks.classifiers import classifier
@@ -49,17 +48,10 @@ def export_weights(
     }
     text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
     for name in ("last", "best") if best else ("last",):
-        _replace_file(
+        replace_file(
             folder / f"{name}.safetensors", lambda part: shutil.copyfile(checkpoint / MODEL_FILE, part)
         )
-    _replace_file(folder / MODEL_JSON, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def _replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    write(part)
-    fsync_file(part)
-    part.replace(path)
+    replace_file(folder / MODEL_JSON, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def read_weights(request: Request, dataset: DatasetIndex) -> SavedWeights:

@@ -8,8 +8,9 @@ from sklearn.datasets import load_digits
 
 from data_pipeline.decode import decode_sample
 from data_pipeline.digits import ensure_digits, write_digits
+from data_pipeline.disk import file_sha256
 from data_pipeline.fault import UserError
-from data_pipeline.index import file_sha256, read_dataset
+from data_pipeline.index import read_dataset
 from data_pipeline.plan import Work
 from data_pipeline.read import ShardReader
 from data_pipeline.targets import class_number

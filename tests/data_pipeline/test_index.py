@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from data_pipeline.disk import file_sha256
 from data_pipeline.draws import hash64
 from data_pipeline.fault import UserError
 from data_pipeline.index import (
     Shard,
-    file_sha256,
     index_path,
     index_tar,
     read_dataset,

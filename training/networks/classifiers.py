@@ -6,7 +6,7 @@ import difflib
 
 import torch
 
-from data_pipeline.fault import UserError
+from data_pipeline.fault import UserError, first_line
 from data_pipeline.torchvision_cpu import declare_missing_operators
 
 declare_missing_operators()  # for a checkout that runs without being installed: timm imports torchvision
@@ -28,13 +28,9 @@ def classifier(name: str, *, channels: int, outputs: int, pretrained: bool) -> t
         if not pretrained:
             raise
         raise UserError(
-            f"model.pretrained: cannot get the weights of {name!r}: {_first_line(error)}",
+            f"model.pretrained: cannot get the weights of {name!r}: {first_line(error)}",
             mend="connect to the hub once, so that the weights are cached, or set --model.pretrained false",
             code="CONFIG",
         ) from error
     assert isinstance(network, torch.nn.Module)
     return network
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
