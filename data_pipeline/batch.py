@@ -1,54 +1,90 @@
-"""The two things that flow: one sample between the stages, one micro-batch to the model.
+"""The things that flow: one sample between the stages, one micro-batch to the model.
 
-Shapes: B samples of the micro-batch, H W pixels, C channels.
+Shapes: B samples of the micro-batch, H W pixels, C channels or labels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.fault import UserError
 from data_pipeline.plan import Work
 
 if TYPE_CHECKING:
     import torch  # two seconds that whoever only looks at samples need not wait
 
 Image = NDArray[np.uint8]  # [H, W, C]
+Mask = NDArray[np.uint8]  # [H, W] class numbers, masks.IGNORED where a pixel has none
+
+
+class Pixels(NamedTuple):
+    """What transforms work on: an image and, in segmentation, its mask of the same height and width."""
+
+    image: Image
+    mask: Mask | None = None
 
 
 class RawSample(NamedTuple):
-    """A sample as it lies in its tar, and where."""
+    """A sample as it lies in its tar, and where; only the members that the task needs are read."""
 
-    work: Work
     number: int  # global sample number within the split
     key: str
-    members: dict[str, bytes]  # by extension
+    image: bytes
+    mask: bytes | None  # segmentation only
+    label: Any  # multiclass: int; multilabel: int8 [C], 1, 0 or -1 for a missing label; segmentation: None
     shard: str
-    offset: int  # of the first member, bytes
+    offset: int  # of the image member, bytes from the start of the tar
+    fault: UserError | None = None  # what is wrong with it, if anything is: then it holds no bytes
 
 
 class Sample(NamedTuple):
-    """A decoded sample: image uint8 [H, W, C], target as the task defines it (multiclass: a class number)."""
+    """A decoded sample; `target` is its class number, labels int8 [C], or None where it is `pixels.mask`."""
 
     work: Work
     number: int
     key: str
-    image: Image
-    target: int
+    pixels: Pixels
+    target: Any
+    draws: np.random.Generator  # the sample's own: where its transforms' parameters come from
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that could not be used, and the one in its place: a line of bad_samples.jsonl."""
+
+    shard: str
+    key: str
+    offset: int  # bytes
+    exception: str
+    replaced_by: str  # key
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """MixUp and CutMix: sample i is `share[i]` itself and the rest of it a partner from the global batch."""
+
+    targets: torch.Tensor  # of the partners, as Batch.targets
+    share: torch.Tensor  # float32 [B], 1 where a sample is not mixed
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of one process. Samples with `valid` false must count nowhere."""
+    """One micro-batch of one process. Samples with `valid` false must count nowhere.
+
+    Its pixels lie in a buffer that is used again: they are there until the next batch is asked for.
+    """
 
     work: Work
     images: torch.Tensor  # uint8 [B, H, W, C]
-    targets: torch.Tensor  # int64 [B]
+    targets: torch.Tensor  # int64 [B] (multiclass), int8 [B, C] (multilabel), uint8 [B, H, W] (segmentation)
     valid: torch.Tensor  # bool [B]
     keys: list[str]
+    bad: tuple[BadSample, ...] = ()
+    mixed: Mixed | None = None
 
     @property
     def last(self) -> bool:

@@ -1,13 +1,15 @@
 """Turns encoded pictures into uint8 arrays, and refuses what is broken, too large or not a picture.
 
 JPEG goes to simplejpeg (libjpeg-turbo; releases the GIL), everything else to Pillow with the few formats
-named below.
+named below. H W pixels, C channels.
 """
 
 from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -18,33 +20,57 @@ from data_pipeline.fault import UserError, first_line
 
 # No other decoder of Pillow's is ever started, whatever a file's first bytes claim.
 FORMATS = ("JPEG", "PNG", "WEBP")
-EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAX_PIXELS = 100_000_000  # by the header, before any pixel is decoded: a few kilobytes can announce gigabytes
 PillowImage.MAX_IMAGE_PIXELS = None  # the limit above takes the place of Pillow's, which first only warns
+
+# Of a picture's height and width in the file: how many times smaller it may be decoded, 1, 2, 4 or 8. It is
+# asked again where one decoder gives up and another tries.
+Reduction = Callable[[int, int], int]
+
+
+class Decoded(NamedTuple):
+    """A picture, and the height and width that it has in its file: larger where it was decoded reduced."""
+
+    image: Image  # [H, W, C]
+    height: int
+    width: int
 
 
 def decode_sample(raw: RawSample, *, mode: str) -> Image:
     """The picture of a sample, as `decode` gives it; DATA, with its place, where it cannot be decoded."""
-    encoded = next((raw.members[name] for name in EXTENSIONS if name in raw.members), b"")
+    if raw.fault is not None:
+        raise raw.fault
     try:
-        return decode(encoded, mode=mode)
+        return decode(raw.image, mode=mode)
     except ValueError as error:
-        raise UserError(
-            f"'{raw.shard}': sample {raw.key!r}: {error}",
-            mend="mend the picture at its source and pack the data set again",
-            place={"shard": raw.shard, "member": raw.key, "offset": raw.offset},
-        ) from None
+        raise sample_fault(raw, error) from None
+
+
+def sample_fault(raw: RawSample, error: Exception) -> UserError:
+    """What is wrong with a sample, with its place."""
+    return UserError(
+        f"'{raw.shard}': sample {raw.key!r}: {first_line(error)}",
+        mend="mend it at its source and make the data set again; lockstep doctor lists all that are broken",
+        place={"shard": raw.shard, "member": raw.key, "offset": raw.offset},
+    )
 
 
 def decode(data: bytes, *, mode: str) -> Image:
     """Decode to uint8 [H, W, C], C = 1 for mode "L", 3 for "RGB"; ValueError says what is wrong."""
+    return decode_reduced(data, lambda _height, _width: 1, mode=mode).image
+
+
+def decode_reduced(data: bytes, reduction: Reduction, *, mode: str) -> Decoded:
+    """Decode as `decode`, a JPEG smaller by the power of two that `reduction` allows."""
     if data[:3] == b"\xff\xd8\xff":
-        image = _decode_jpeg(data, mode)
-        if image is not None:
-            return image
-    with open_picture(data) as picture:
-        array = np.asarray(picture.convert(mode))
-    return array if array.ndim == 3 else array[:, :, None]
+        decoded = _decode_jpeg(data, reduction, mode)
+        if decoded is not None:
+            return decoded
+    picture = open_picture(data)
+    array = np.asarray(eight_bit(picture).convert(mode))
+    image = array if array.ndim == 3 else array[:, :, None]
+    reduction(*image.shape[:2])
+    return Decoded(image, *image.shape[:2])
 
 
 def open_picture(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> PillowImage.Image:
@@ -58,19 +84,34 @@ def open_picture(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> PillowIm
     return picture
 
 
-def _decode_jpeg(data: bytes, mode: str) -> Image | None:
+def eight_bit(picture: PillowImage.Image) -> PillowImage.Image:
+    """The same picture with 8 bits a channel: 16 bits are scaled down, floats by their maximum."""
+    if not picture.mode.startswith("I") and picture.mode != "F":
+        return picture
+    values = np.asarray(picture, np.float64)
+    scale = 255 / 65535 if picture.mode.startswith("I") else 255 / max(values.max(), 1e-12)
+    return PillowImage.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
+
+
+def _decode_jpeg(data: bytes, reduction: Reduction, mode: str) -> Decoded | None:
     """None where simplejpeg declines (CMYK, broken off): Pillow then decodes it or names the fault."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(width, height)
-        if colours == "CMYK":
-            return None
-        image: Image = simplejpeg.decode_jpeg(data, colorspace="GRAY" if mode == "L" else "RGB")
-    except ValueError as error:
-        if "pixels" in str(error):
-            raise
+    except ValueError:
         return None
-    return image
+    _check_size(width, height)
+    if colours == "CMYK":
+        return None
+    by = reduction(height, width)
+    # libjpeg has sizes in eighths; the smallest that is at least this is chosen.
+    least = (-(-height // by), -(-width // by)) if by > 1 else (0, 0)
+    try:
+        image: Image = simplejpeg.decode_jpeg(
+            data, colorspace="GRAY" if mode == "L" else "RGB", min_height=least[0], min_width=least[1]
+        )
+    except ValueError:
+        return None
+    return Decoded(image, height, width)
 
 
 def _check_size(width: int, height: int) -> None:

@@ -16,7 +16,7 @@ from PIL import Image as PillowImage
 from data_pipeline.fault import UserError
 from data_pipeline.index import DATASET_FILE
 from data_pipeline.pack import pack
-from data_pipeline.sources import class_folders
+from data_pipeline.sources import SourceOptions, find_source
 
 SIDE = 32
 SEED = 0
@@ -56,7 +56,9 @@ def ensure_digits(root: Path) -> bool:
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as folder:
             pictures, packed = Path(folder) / "pictures", Path(folder) / "packed"
             write_digits(pictures)
-            source = class_folders(pictures, val_fraction=VAL_FRACTION, seed=SEED)
+            source = find_source(
+                pictures, SourceOptions(kind="folders", val_fraction=VAL_FRACTION, seed=SEED)
+            )
             pack(source, packed, workers=1, seed=SEED, shard_samples=SHARD_SAMPLES, shard_bytes=1 << 30)
             if root.is_dir():
                 root.rmdir()

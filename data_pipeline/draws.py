@@ -19,6 +19,8 @@ class Purpose(IntEnum):
     BLOCK_ORDER = 2
     AUGMENTATION = 3
     PACKING = 4
+    MIXING = 5
+    BALANCE = 6
 
 
 def bit_stream(

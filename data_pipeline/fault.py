@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from typing import Any
 
 USER_CODES = ("USAGE", "CONFIG", "DATA", "RESUME", "UNSAFE")
 USER_EXIT = 2
@@ -23,6 +25,10 @@ class UserError(ValueError):
         self.mend = mend
         self.code = code
         self.place = place or {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Exceptions cross from worker processes; the usual way would forget the keywords."""
+        return partial(UserError, mend=self.mend, code=self.code, place=self.place), (self.what,)
 
 
 def fatal_line(code: str, *, rank: int, hint: str, place: dict[str, object] | None = None) -> str:

@@ -1,51 +1,54 @@
-"""What lies beside the tars: dataset.json for the whole, an index per shard so that a sample is one pread.
+"""What dataset.json says of a data set: its task, classes, pixels' statistics, and the tars of each split.
 
-Shapes: R rows (samples) of a shard, M kinds of member (extensions).
+Shapes: S shards, C classes (multilabel: labels; segmentation: classes of pixels).
 """
 
 from __future__ import annotations
 
 import json
 import re
-import tarfile
-import zlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 
 from data_pipeline.disk import replace_file
 from data_pipeline.draws import IntArray
 from data_pipeline.fault import UserError
 
-FORMAT = 1
+FORMAT = 2
 DATASET_FILE = "dataset.json"
 SHARD_NAME = re.compile(r"[^/\0]+\.tar", re.DOTALL)
-# WebDataset's convention: the key is the path up to the first dot of the file name, the rest the extension.
-MEMBER_NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$", re.DOTALL)
+SHA256 = re.compile("[0-9a-f]{64}")
+TASKS = ("multiclass", "multilabel", "segmentation")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of a split: file name, samples in it, its size in bytes and its SHA-256 in hex."""
+    """One tar of a split: file name, samples, size in bytes, SHA-256 of the tar and of its index in hex."""
 
     name: str
     samples: int
     bytes: int
     sha256: str
+    index_sha256: str
+
+    @property
+    def index_name(self) -> str:
+        """The file name of its index."""
+        return index_name(self.name)
 
 
 @dataclass(frozen=True)
 class Split:
-    """The shards of one split in order, samples of each class, the digest of all keys (16 hex digits)."""
+    """The shards of one split in order, what there is of each class, the digest of all keys (16 hex digits).
+
+    `class_counts` [C] counts samples (multiclass), samples with a 1 (multilabel) or pixels (segmentation).
+    """
 
     shards: tuple[Shard, ...]
     class_counts: tuple[int, ...]
@@ -63,8 +66,23 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Members:
+    """The members of a sample that are read, by extension: the image (the first that is there), the target.
+
+    Labels are in the index of each shard, so a target member is only read where it is a mask.
+    """
+
+    image: tuple[str, ...] = IMAGE_EXTENSIONS
+    target: str = "cls"
+
+
+@dataclass(frozen=True)
 class DatasetIndex:
-    """What dataset.json holds. `mean` and `std` are per channel of the training pixels scaled to 0..1."""
+    """What dataset.json holds. `mean` and `std` are per channel of the training pixels scaled to 0..1.
+
+    `mask_values` [C] are the pixel values of the classes in a segmentation's masks, such as (0, 255); `tars`
+    is the folder or URL of the tars where they do not lie beside dataset.json.
+    """
 
     task: str
     classes: tuple[str, ...]
@@ -72,6 +90,9 @@ class DatasetIndex:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     splits: dict[str, Split]
+    members: Members = Members()
+    mask_values: tuple[int, ...] = ()
+    tars: str = ""
 
     @property
     def channels(self) -> int:
@@ -79,24 +100,15 @@ class DatasetIndex:
         return 1 if self.image_mode == "L" else 3
 
     def identity(self) -> str:
-        """SHA-256 in hex of everything that decides which samples a run sees."""
-        return sha256(json.dumps(_as_json(self), sort_keys=True).encode()).hexdigest()
+        """SHA-256 in hex of everything that decides which samples a run sees, wherever they lie."""
+        content = {name: value for name, value in _as_json(self).items() if name != "tars"}
+        return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
         """The named split; DATA where there is none."""
         if name not in self.splits:
             raise UserError(f"the data set has no split {name!r}", mend=f"it has: {', '.join(self.splits)}")
         return self.splits[name]
-
-
-class ShardIndex(NamedTuple):
-    """Where every member of one tar lies. A missing one has offset 0 (a tar header precedes the data)."""
-
-    keys: list[str]  # [R]
-    extensions: list[str]  # [M], sorted
-    offset: NDArray[np.uint64]  # [R, M] bytes from the start of the tar
-    size: NDArray[np.uint64]  # [R, M] bytes
-    crc32: NDArray[np.uint32]  # [R, M] of the member's bytes
 
 
 def write_dataset(root: Path, dataset: DatasetIndex) -> None:
@@ -109,19 +121,28 @@ def read_dataset(root: Path) -> DatasetIndex:
     """Read dataset.json; DATA where there is none or it is damaged, UNSAFE where a shard leaves `root`."""
     path = root / DATASET_FILE
     try:
-        dataset = _from_json(json.loads(path.read_text(encoding="utf-8")))
+        content = path.read_bytes()
     except FileNotFoundError:
         where = "it holds no dataset.json" if root.is_dir() else "there is no such folder"
         raise UserError(
             f"no data set at '{root}': {where}",
             mend=f"make one from your pictures: lockstep pack PICTURES {root}",
         ) from None
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"cannot use '{path}': {error}", mend="pack the data set again") from None
+    except OSError as error:
+        raise UserError(f"cannot use '{path}': {error}", mend="make it readable") from None
+    return parse_dataset(content, str(path))
+
+
+def parse_dataset(content: bytes, origin: str) -> DatasetIndex:
+    """What a dataset.json says; DATA where it is damaged, UNSAFE where a shard leaves its folder."""
+    try:
+        dataset = _from_json(json.loads(content.decode()))
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"cannot use '{origin}': {error}", mend="make the data set again") from None
     names = [shard.name for split in dataset.splits.values() for shard in split.shards]
     if strangers := [name for name in names if not SHARD_NAME.fullmatch(name)]:
         raise UserError(
-            f"'{path}' names a shard that is no tar in its folder: {strangers[0]!r}",
+            f"'{origin}' names a shard that is no tar in its folder: {strangers[0]!r}",
             mend="pack the data set again, or do not use it",
             code="UNSAFE",
         )
@@ -136,93 +157,59 @@ def _as_json(dataset: DatasetIndex) -> dict[str, Any]:
 def _from_json(raw: dict[str, Any]) -> DatasetIndex:
     if raw["format"] != FORMAT:
         raise ValueError(f"it has format {raw['format']}, this version reads format {FORMAT}")
-    mean, std = tuple(map(float, raw["mean"])), tuple(map(float, raw["std"]))
-    splits = {name: _split_from_json(split) for name, split in raw["splits"].items()}
-    dataset = DatasetIndex(raw["task"], tuple(raw["classes"]), raw["image_mode"], mean, std, splits)
-    if dataset.image_mode not in ("L", "RGB") or not len(mean) == len(std) == dataset.channels:
-        raise ValueError(
-            f"image mode {dataset.image_mode!r} with {len(mean)} means and {len(std)} deviations"
-        )
-    if any(len(split.class_counts) != len(dataset.classes) for split in splits.values()):
-        raise ValueError(f"{len(dataset.classes)} classes, but not as many counts in each split")
+    members = raw["members"]
+    dataset = DatasetIndex(
+        task=raw["task"],
+        classes=tuple(map(str, raw["classes"])),
+        image_mode=raw["image_mode"],
+        mean=tuple(map(float, raw["mean"])),
+        std=tuple(map(float, raw["std"])),
+        splits={name: _split_from_json(split) for name, split in raw["splits"].items()},
+        members=Members(tuple(map(str, members["image"])), str(members["target"])),
+        mask_values=tuple(map(int, raw["mask_values"])),
+        tars=str(raw["tars"]),
+    )
+    _check(dataset)
     return dataset
 
 
+def _check(dataset: DatasetIndex) -> None:
+    classes, means = len(dataset.classes), len(dataset.mean)
+    if dataset.task not in TASKS:
+        raise ValueError(f"it is of the task {dataset.task!r}, this version knows {', '.join(TASKS)}")
+    if dataset.image_mode not in ("L", "RGB") or not means == len(dataset.std) == dataset.channels:
+        raise ValueError(
+            f"image mode {dataset.image_mode!r} with {means} means and {len(dataset.std)} deviations"
+        )
+    if any(len(split.class_counts) != classes for split in dataset.splits.values()):
+        raise ValueError(f"{classes} classes, but not as many counts in each split")
+    values = dataset.mask_values
+    if len(values) != (classes if dataset.task == "segmentation" else 0) or len(set(values)) != len(values):
+        raise ValueError(f"{classes} classes, but the mask values {list(values)}")
+    if any(not 0 <= value <= 255 for value in values):
+        raise ValueError(f"the mask values {list(values)} are not all from 0 to 255")
+
+
 def _split_from_json(raw: dict[str, Any]) -> Split:
-    shards = tuple(
-        Shard(str(one["name"]), int(one["samples"]), int(one["bytes"]), str(one["sha256"]))
-        for one in raw["shards"]
+    return Split(
+        tuple(_shard_from_json(one) for one in raw["shards"]),
+        tuple(map(int, raw["class_counts"])),
+        str(raw["keys_digest"]),
     )
-    return Split(shards, tuple(map(int, raw["class_counts"])), str(raw["keys_digest"]))
 
 
-def index_tar(path: Path) -> ShardIndex:
-    """Index a tar by one sequential read; DATA where a key repeats a member or a name has no extension."""
-    rows: dict[str, dict[str, tuple[int, int, int]]] = {}
-    with tarfile.open(path, "r:") as tar, path.open("rb") as data:
-        for member in tar:
-            if not member.isreg():
-                continue
-            match = MEMBER_NAME.match(member.name)
-            if match is None:
-                raise UserError(
-                    f"'{path}': member {member.name!r} has no extension", mend="name members KEY.EXTENSION"
-                )
-            key, extension = match.groups()
-            row = rows.setdefault(key, {})
-            if extension in row:
-                raise UserError(
-                    f"'{path}': member {member.name!r} is there twice", mend="give each sample its own key"
-                )
-            data.seek(member.offset_data)
-            row[extension] = (member.offset_data, member.size, zlib.crc32(data.read(member.size)))
-    extensions = sorted({extension for row in rows.values() for extension in row})
-    absent = (0, 0, 0)
-    table = np.array([[row.get(name, absent) for name in extensions] for row in rows.values()], np.uint64)
-    table = table.reshape(len(rows), len(extensions), 3)
-    return ShardIndex(list(rows), extensions, table[..., 0], table[..., 1], table[..., 2].astype(np.uint32))
+def _shard_from_json(raw: dict[str, Any]) -> Shard:
+    sums = [str(raw["sha256"]), str(raw["index_sha256"])]
+    if not all(map(SHA256.fullmatch, sums)) or min(raw["samples"], raw["bytes"]) < 0:
+        raise ValueError(f"the entry of shard {raw['name']!r} is damaged")
+    return Shard(str(raw["name"]), int(raw["samples"]), int(raw["bytes"]), *sums)
+
+
+def index_name(shard: str) -> str:
+    """The file name of a tar's index: the same name with .idx."""
+    return shard.removesuffix(".tar") + ".idx"
 
 
 def index_path(shard: Path) -> Path:
-    """The index that belongs to a tar: the same name with .idx."""
-    return shard.with_suffix(".idx")
-
-
-def write_shard_index(path: Path, index: ShardIndex) -> None:
-    """Write an index as a safetensors file: arrays by name; reading it runs nothing."""
-    encoded = [key.encode() for key in index.keys]
-    arrays: dict[str, NDArray[Any]] = {
-        "offset": np.ascontiguousarray(index.offset),
-        "size": np.ascontiguousarray(index.size),
-        "crc32": np.ascontiguousarray(index.crc32),
-        "key_ends": np.cumsum([len(key) for key in encoded], dtype=np.uint64),
-        "keys": np.frombuffer(b"".join(encoded), np.uint8),
-    }
-    # One metadata entry only: safetensors writes several in an order that changes from process to process.
-    about = json.dumps({"format": FORMAT, "extensions": index.extensions})
-    replace_file(path, lambda part: part.write_bytes(save_arrays(arrays, metadata={"lockstep": about})))
-
-
-def read_shard_index(path: Path, shard: Shard) -> ShardIndex:
-    """Read the index of `shard`; DATA where it is missing, damaged, or does not fit the shard beside it."""
-    try:
-        raw = path.read_bytes()
-        arrays = load_arrays(raw)
-        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-        about = json.loads(header["__metadata__"]["lockstep"])
-        ends = [0, *arrays["key_ends"].tolist()]
-        blob = arrays["keys"].tobytes()
-        keys = [blob[first:last].decode() for first, last in pairwise(ends)]
-        index = ShardIndex(keys, about["extensions"], arrays["offset"], arrays["size"], arrays["crc32"])
-        shape = (shard.samples, len(index.extensions))
-        if len(keys) != shard.samples or any(array.shape != shape for array in index[2:]):
-            raise ValueError(f"{len(keys)} samples, where dataset.json has {shard.samples}")
-        if bool(np.any(index.size > shard.bytes) or np.any(index.offset > shard.bytes - index.size)):
-            raise ValueError("a member ends behind the end of its tar")
-    except (OSError, LookupError, TypeError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"cannot use the index '{path}': {error}",
-            mend="pack the data set again",
-            place={"shard": shard.name},
-        ) from None
-    return index
+    """The index that lies beside a tar."""
+    return shard.with_name(index_name(shard.name))

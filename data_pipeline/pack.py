@@ -1,73 +1,51 @@
-"""Writes pictures into WebDataset tars: the same input gives the same bytes, whatever the number of workers.
+"""Writes pictures into WebDataset tars: the same input gives the same bytes, however many workers or stops.
 
 Which picture goes into which tar is fixed before any worker starts. A picture that cannot be read is left out
-and reported, because one broken file must not cost a night of packing, and training must never meet it.
+and reported, because one broken file must not cost a night of packing, and training must never meet it. What
+is finished is noted tar by tar: a packing goes on where it was broken off, and several machines may share it.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import webdataset
-from numpy.typing import NDArray
-
-from data_pipeline.disk import file_sha256
-from data_pipeline.draws import IntArray, Purpose, bit_stream, hash64, permutation
+from data_pipeline.crew import run_jobs
+from data_pipeline.dataset_summary import remarks, summed
+from data_pipeline.disk import replace_file
 from data_pipeline.fault import UserError
-from data_pipeline.index import (
-    DATASET_FILE,
-    DatasetIndex,
-    Shard,
-    Split,
-    index_path,
-    index_tar,
-    write_dataset,
-    write_shard_index,
+from data_pipeline.index import DATASET_FILE, DatasetIndex, read_dataset, write_dataset
+from data_pipeline.items import Source
+from data_pipeline.packed_shard import ShardJob, Storage, write_shard
+from data_pipeline.packing_plan import PackingOptions, Plan, make_plan
+from data_pipeline.packing_state import (
+    BAD_FILES,
+    begin,
+    check_begun,
+    check_free,
+    finish,
+    locked,
+    parts_seen,
+    record,
+    recorded,
 )
-from data_pipeline.pictures import stored_picture
-from data_pipeline.sources import Picture, Source
 
-BAD_FILES = "bad_files.jsonl"
-# Present from the first byte to the last: what lies beside it is ours and not finished.
-UNDER_WAY = ".packing"
+NAMED = 5  # missing tars that an error lists
 
-
-@dataclass(frozen=True)
-class ShardJob:
-    """What one worker writes: a tar at `path` with these pictures, in this order."""
-
-    path: Path
-    split: str
-    pictures: tuple[Picture, ...]
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """What came of it. `histogram` counts pixel values, int64 [3, 256]: exact sums for mean and deviation."""
-
-    split: str
-    shard: Shard
-    labels: tuple[int, ...]
-    keys_digest: int
-    histogram: NDArray[np.int64]
-    coloured: bool
-    bad: tuple[tuple[str, str], ...]  # path, what is wrong
+Progress = Callable[[int], object]  # is told of that many pictures more
+Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Packed:
-    """The finished data set and the files that were left out, with the reason."""
+    """The finished data set, the files that were left out, with the reason, and what else to know of it."""
 
     dataset: DatasetIndex
     bad: tuple[tuple[str, str], ...]
+    remarks: tuple[str, ...]
 
 
 def pack(
@@ -78,172 +56,147 @@ def pack(
     seed: int,
     shard_samples: int,
     shard_bytes: int,
-    progress: Callable[[int], object] | None = None,
+    resize_shorter: int | None = None,
+    reencode: bool = False,
+    quality: int = 90,
+    progress: Progress | None = None,
 ) -> Packed:
-    """Write the tars, their indexes and, last, dataset.json; DATA where `destination` is taken.
+    """Write the tars, their indexes and, last, dataset.json; DATA where `destination` is taken."""
+    options = PackingOptions(seed, shard_samples, shard_bytes, Storage(resize_shorter, reencode, quality))
+    return pack_whole(source, destination, options, workers=workers, progress=progress)
 
-    A tar is closed at `shard_samples` samples or `shard_bytes` bytes of source files, whichever comes first.
-    `progress` is told the number of pictures of each tar that is done.
+
+def pack_whole(
+    source: Source,
+    destination: Path,
+    options: PackingOptions,
+    *,
+    workers: int,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> Packed:
+    """The same, in the words of the command.
+
+    Goes on where the same packing was broken off; where another one was, nothing of that is kept if `fresh`,
+    else it is DATA.
     """
     check_free(destination)
-    destination.mkdir(parents=True, exist_ok=True)
-    for leftover in destination.iterdir():  # of a packing that was broken off, or `check_free` had refused
-        leftover.unlink()
-    (destination / UNDER_WAY).touch()
-    jobs = shard_jobs(source, destination, seed=seed, shard_samples=shard_samples, shard_bytes=shard_bytes)
-    results: list[ShardResult] = []
-    for job, result in zip(jobs, _run(jobs, workers), strict=True):
-        results.append(result)
-        if progress is not None:
-            progress(len(job.pictures))
-    bad = tuple(entry for result in results for entry in result.bad)
-    if bad:
-        rows = [json.dumps({"path": path, "error": error}, ensure_ascii=False) for path, error in bad]
-        text = "\n".join(rows) + "\n"
-        (destination / BAD_FILES).write_text(text, encoding="utf-8", errors="backslashreplace")
-    dataset = _summed(source, [result for result in results if result.shard.samples])
-    write_dataset(destination, dataset)
-    (destination / UNDER_WAY).unlink()
-    return Packed(dataset, bad)
+    plan = make_plan(source, destination, options)
+    with locked(destination):
+        begin(destination, plan, fresh=fresh)
+        if not (destination / DATASET_FILE).exists():
+            _write_missing(plan, plan.jobs, workers, progress, say)
+        return _finished(source, destination, plan)
 
 
-def shard_jobs(
-    source: Source, destination: Path, *, seed: int, shard_samples: int, shard_bytes: int
-) -> list[ShardJob]:
-    """Cut every split, in a random order fixed by `seed`, into tars: neighbours are a random sample."""
-    jobs: list[ShardJob] = []
-    for number, split in enumerate(sorted({picture.split for picture in source.pictures})):
-        members = sorted((one for one in source.pictures if one.split == split), key=lambda one: one.key)
-        order = permutation(len(members), bit_stream(seed, Purpose.PACKING, at=(0, number)))
-        chunks: list[list[Picture]] = []
-        filled = 0
-        for row in order:
-            size = _bytes_of(members[row].path)
-            if not chunks or len(chunks[-1]) >= shard_samples or filled + size > shard_bytes:
-                chunks.append([])
-                filled = 0
-            chunks[-1].append(members[row])
-            filled += size
-        jobs += [
-            ShardJob(destination / f"{split}-{count:06d}.tar", split, tuple(chunk))
-            for count, chunk in enumerate(chunks)
-        ]
-    return jobs
+def pack_part(
+    source: Source,
+    destination: Path,
+    options: PackingOptions,
+    *,
+    part: tuple[int, int],
+    workers: int,
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> int:
+    """Write the tars of the i-th of n parts (from 1), for `merge_parts`; how many these are.
+
+    Parts may be written at the same time, on several machines that share the destination.
+    """
+    check_free(destination)
+    plan = make_plan(source, destination, options)
+    jobs = plan.share(part)
+    with locked(destination, part):
+        begin(destination, plan, fresh=False)
+        _write_missing(plan, jobs, workers, progress, say)
+    return len(jobs)
 
 
-def _bytes_of(path: Path) -> int:
-    """0 for what is not there (a dangling link): the worker that comes to read it reports it."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+def merge_parts(source: Source, destination: Path, options: PackingOptions) -> Packed:
+    """Sum up the parts that were written and write dataset.json; DATA names the tars that are missing."""
+    check_free(destination)
+    check_begun(destination)
+    plan = make_plan(source, destination, options)
+    with locked(destination):
+        begin(destination, plan, fresh=False)
+        if missing := [job for job in plan.jobs if recorded(plan, job) is None]:
+            raise _incomplete(plan, missing, destination)
+        return _finished(source, destination, plan)
 
 
-def write_shard(job: ShardJob) -> ShardResult:
-    """Write one tar and its index under temporary names and rename them; the unit of work of a worker."""
-    histogram = np.zeros((3, 256), np.int64)
-    coloured = False
-    labels: list[int] = []
-    digest = 0
-    bad: list[tuple[str, str]] = []
-    part = job.path.with_name(f".{job.path.name}.part")
-    # PAX headers appear only where a name needs them (long or not ASCII); plain ustar would refuse it.
-    with part.open("wb") as file, webdataset.TarWriter(file, mtime=0, format="PAX_FORMAT") as tar:
-        for picture in job.pictures:
-            try:
-                extension, data, shown = stored_picture(picture.path)
-            except (OSError, ValueError) as error:
-                bad.append((str(picture.path), str(error)))
-                continue
-            tar.write({"__key__": picture.key, extension: data, "cls": str(picture.label)})
-            counts = np.array(shown.histogram(), np.int64).reshape(-1, 256)
-            histogram += counts  # a grey picture counts alike in all three channels
-            coloured |= len(counts) == 3
-            labels.append(picture.label)
-            digest += hash64(picture.key.encode())
-    write_shard_index(index_path(job.path), index_tar(part))
-    shard = Shard(job.path.name, len(labels), part.stat().st_size, file_sha256(part))
-    part.replace(job.path)
-    if not labels:
-        job.path.unlink()
-        index_path(job.path).unlink()
-    return ShardResult(job.split, shard, tuple(labels), digest % 2**64, histogram, coloured, tuple(bad))
+def _write_missing(
+    plan: Plan, jobs: Sequence[ShardJob], workers: int, progress: Progress | None, say: Say | None
+) -> None:
+    """Write those of `jobs` that no earlier start has finished."""
+    missing = [job for job in jobs if recorded(plan, job) is None]
+    progress = progress or _unheard
+    if len(missing) < len(jobs):
+        (say or _unheard)(f"going on: {len(jobs) - len(missing)} of {len(jobs)} shards were done")
+        progress(_pictures(jobs) - _pictures(missing))
+    write = partial(_write_and_record, plan.digest)
+    run_jobs(write, missing, workers=workers, progress=progress, describe=_name)
 
 
-def _run(jobs: list[ShardJob], workers: int) -> Iterator[ShardResult]:
-    """In the order of `jobs`. Spawned, not forked: torch is loaded, whose threads do not survive a fork."""
-    if workers <= 1 or len(jobs) == 1:
-        yield from map(write_shard, jobs)
-        return
-    with ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn")) as pool:
-        # Workers inherit deafness to Ctrl-C, to which each would answer with a traceback; we end them below.
-        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        futures = [pool.submit(write_shard, job) for job in jobs]
-        signal.signal(signal.SIGINT, heard)
-        try:
-            for future in futures:
-                yield future.result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"a packing process was killed from outside, with {workers} of them at work",
-                mend="if memory ran out, give fewer: --workers 1",
-            ) from None
-        except BaseException:
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            raise
+def _write_and_record(plan: str, job: ShardJob, tick: Callable[[], object]) -> None:
+    record(plan, job, write_shard(job, tick))
 
 
-def check_free(destination: Path) -> None:
-    """Refuse, with DATA, to write where something else is; a broken-off packing is no hindrance."""
+def _finished(source: Source, destination: Path, plan: Plan) -> Packed:
+    """Everything is written: sum it up. Nothing to sum up where only the tidying was broken off."""
     if (destination / DATASET_FILE).exists():
-        raise UserError(
-            f"'{destination}' already holds a data set", mend="give another folder, or remove this one"
-        )
-    if destination.exists() and not destination.is_dir():
-        raise UserError(f"'{destination}' is a file", mend="give a folder that is empty or not there yet")
-    strangers = sorted(path.name for path in destination.glob("*") if not _ours(path.name))
-    if (destination / UNDER_WAY).exists() and not strangers:
+        dataset, bad, known = read_dataset(destination), _read_bad(destination / BAD_FILES), []
+    else:
+        results = [result for job in plan.jobs if (result := recorded(plan, job)) is not None]
+        bad = [(path, error) for result in results for path, error in result.bad]
+        dataset = summed(source, results)
+        known = remarks(dataset, results)
+        _write_bad(destination / BAD_FILES, bad)
+        write_dataset(destination, dataset)
+    finish(destination)
+    return Packed(dataset, tuple(bad), tuple(known))
+
+
+def _incomplete(plan: Plan, missing: list[ShardJob], destination: Path) -> UserError:
+    absent = {job.path.name for job in missing}
+    names = ", ".join(sorted(absent)[:NAMED]) + (
+        f" and {len(absent) - NAMED:,} more" if len(absent) > NAMED else ""
+    )
+    parts = [
+        f"{number}/{count}"
+        for count in sorted(parts_seen(destination))
+        for number in range(1, count + 1)
+        if any(job.path.name in absent for job in plan.share((number, count)))
+    ]
+    return UserError(
+        f"{len(absent):,} of {len(plan.jobs):,} shards of '{destination}' are missing: {names}",
+        mend=f"pack them first: --part {', '.join(parts) or 'I/N'}, or all without --part and --merge",
+    )
+
+
+def _write_bad(path: Path, bad: Sequence[tuple[str, str]]) -> None:
+    if not bad:
+        path.unlink(missing_ok=True)
         return
-    if destination.exists() and (others := sorted(path.name for path in destination.iterdir())):
-        raise UserError(
-            f"'{destination}' holds other files, such as {(strangers or others)[0]!r}",
-            mend="give a folder that is empty or not there yet",
-        )
+    rows = [json.dumps({"path": file, "error": error}, ensure_ascii=False) for file, error in bad]
+    text = "\n".join(rows) + "\n"
+    replace_file(path, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
-def _ours(name: str) -> bool:
-    return name.endswith((".tar", ".idx", ".part")) or name in (BAD_FILES, UNDER_WAY)
+def _read_bad(path: Path) -> list[tuple[str, str]]:
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [(row["path"], row["error"]) for row in rows]
 
 
-def _summed(source: Source, results: list[ShardResult]) -> DatasetIndex:
-    counts: dict[str, IntArray] = {}
-    for result in results:
-        labels = np.array(result.labels, np.int64)
-        here = np.bincount(labels, minlength=len(source.classes))
-        counts[result.split] = counts.get(result.split, 0) + here
-    training = counts.get("train", np.zeros(len(source.classes), np.int64))
-    if unseen := [name for name, count in zip(source.classes, training, strict=True) if count == 0]:
-        raise UserError(
-            f"class {unseen[0]!r} has no picture in the training split that can be read",
-            mend="add pictures to it, hold out fewer (--val-fraction), or remove the class",
-        )
-    splits = {}
-    for split, count in counts.items():
-        members = [result for result in results if result.split == split]
-        digest = sum(result.keys_digest for result in members) % 2**64
-        shards = tuple(result.shard for result in members)
-        splits[split] = Split(shards, tuple(count.tolist()), f"{digest:016x}")
-    coloured = any(result.coloured for result in results)
-    histogram = sum(result.histogram for result in results if result.split == "train")
-    mean, std = _moments(np.asarray(histogram)[: 3 if coloured else 1])
-    return DatasetIndex("multiclass", source.classes, "RGB" if coloured else "L", mean, std, splits)
+def _pictures(jobs: Iterable[ShardJob]) -> int:
+    return sum(len(job.items) for job in jobs)
 
 
-def _moments(histogram: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation per channel of pixel values scaled to 0..1, from exact counts."""
-    values = np.arange(256) / 255
-    weights = histogram / histogram.sum(axis=1, keepdims=True)
-    mean = weights @ values
-    std = np.sqrt(np.maximum(weights @ values**2 - mean**2, 0))
-    return tuple(np.round(mean, 6).tolist()), tuple(np.round(np.maximum(std, 1e-3), 6).tolist())
+def _name(job: ShardJob) -> str:
+    return job.path.name
+
+
+def _unheard(_: object) -> None:
+    """Where nobody asked."""

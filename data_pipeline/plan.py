@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipeline.balance import Balance, Occurrences
 from data_pipeline.draws import IntArray, Purpose, bit_stream, permutation
 
 
@@ -26,8 +28,20 @@ class Layout(NamedTuple):
     """One epoch's order of shards: position p lies in `order[k]` for the first k with p < ends[k]."""
 
     order: IntArray  # [S] shard numbers
+    sizes: IntArray  # [S] samples of each shard in this epoch, by shard number
     ends: IntArray  # [S] positions, cumulative
     rotation: int  # added to every position, modulo N, so that the dropped tail differs from epoch to epoch
+
+
+class Drawn(NamedTuple):
+    """Samples in the order of training; a balanced epoch has some several times and tells them apart."""
+
+    numbers: IntArray  # [samples] global sample numbers of the split
+    copies: IntArray | None  # [samples] 0, 1, 2 ... for the occurrences of one number; None: not balanced
+
+    def take(self, places: Any) -> Drawn:
+        """Those at these places: indices or a slice."""
+        return Drawn(self.numbers[places], None if self.copies is None else self.copies[places])
 
 
 class Work(NamedTuple):
@@ -39,22 +53,38 @@ class Work(NamedTuple):
     pieces: int  # how many micro-batches this share has
     numbers: IntArray  # [samples] global sample numbers of the split
     valid: bool  # False: a stand-in for a process whose share is empty; it must not count
+    first: int = 0  # position of numbers[0] in the global batch; the others follow it
+    copies: IntArray | None = None  # [samples] as Drawn.copies
+    partners: IntArray | None = None  # [samples] numbers of what each is mixed with; None: nothing is mixed
+    partner_copies: IntArray | None = None  # [samples] as Drawn.copies
 
 
 class Plan:
-    """The training order of a split with the given shard sizes [S] (samples); see the module's drawing."""
+    """The training order of a split with the given shard sizes [S] (samples); see the module's drawing.
+
+    With `balance` the same is done with the shards as the epoch has them: its occurrences of their samples.
+    """
 
     def __init__(
-        self, shard_samples: IntArray, *, seed: int, global_batch: int, lanes: int, shuffle_block: int
+        self,
+        shard_samples: IntArray,
+        *,
+        seed: int,
+        global_batch: int,
+        lanes: int,
+        shuffle_block: int,
+        balance: Balance | None = None,
     ) -> None:
         assert global_batch % lanes == 0, (global_batch, lanes)
         self.shard_samples = np.asarray(shard_samples, np.int64)
         self.shard_starts = np.cumsum(self.shard_samples) - self.shard_samples
-        self.samples = int(self.shard_samples.sum())
+        self.samples = int(self.shard_samples.sum())  # of an epoch too, whether it is balanced or not
         self.seed, self.global_batch = seed, global_batch
         self.lanes, self.shuffle_block = lanes, shuffle_block
         self.lane_length = self.samples // lanes
         self.steps_per_epoch = self.samples // global_batch
+        assert balance is None or np.array_equal(balance.class_table.sum(axis=1), self.shard_samples)
+        self._occurrences = Occurrences(balance, seed) if balance else None
         # A lane's neighbouring batches share a block, and epochs meet at their seam: both are worth keeping.
         self._layout = lru_cache(maxsize=2)(self._draw_layout)
         self._block = lru_cache(maxsize=4 * lanes)(self._draw_block)
@@ -62,41 +92,63 @@ class Plan:
 
     def batch(self, step: int) -> IntArray:
         """The global sample numbers, int64 [B] (read-only), of the run's optimizer step `step` (from 0)."""
+        return self._batch(step).numbers
+
+    def drawn(self, step: int) -> Drawn:
+        """The same with the copies of a balanced epoch (read-only)."""
         return self._batch(step)
 
-    def _draw_batch(self, step: int) -> IntArray:
+    def _draw_batch(self, step: int) -> Drawn:
         epoch, in_epoch = divmod(step, self.steps_per_epoch)
         width = self.global_batch // self.lanes
         first = in_epoch * width
-        rows = [self._lane_positions(epoch, lane, first, first + width) for lane in range(self.lanes)]
-        numbers = self._numbers(epoch, np.concatenate(rows))
-        numbers.flags.writeable = False
-        return numbers
+        batch = _joined([self._lane(epoch, lane, first, first + width) for lane in range(self.lanes)])
+        for array in batch:
+            if array is not None:
+                array.flags.writeable = False
+        return batch
 
-    def _lane_positions(self, epoch: int, lane: int, first: int, last: int) -> IntArray:
+    def _lane(self, epoch: int, lane: int, first: int, last: int) -> Drawn:
         size = self.shuffle_block
         blocks = range(first // size, (last - 1) // size + 1)
-        positions = np.concatenate([block * size + self._block(epoch, lane, block) for block in blocks])
         start = first - blocks[0] * size
-        return lane * self.lane_length + positions[start : start + last - first]
+        drawn = _joined([self._block(epoch, lane, block) for block in blocks])
+        return drawn.take(slice(start, start + last - first))
 
-    def _draw_block(self, epoch: int, lane: int, block: int) -> IntArray:
-        length = min(self.shuffle_block, self.lane_length - block * self.shuffle_block)
-        return permutation(length, bit_stream(self.seed, Purpose.BLOCK_ORDER, epoch, at=(lane, block)))
+    def _draw_block(self, epoch: int, lane: int, block: int) -> Drawn:
+        start = block * self.shuffle_block
+        length = min(self.shuffle_block, self.lane_length - start)
+        first = lane * self.lane_length + start
+        order = permutation(length, bit_stream(self.seed, Purpose.BLOCK_ORDER, epoch, at=(lane, block)))
+        return self._samples(epoch, range(first, first + length)).take(order)
 
     def _draw_layout(self, epoch: int) -> Layout:
         order = permutation(len(self.shard_samples), bit_stream(self.seed, Purpose.SHARD_ORDER, epoch))
         rotation = int(bit_stream(self.seed, Purpose.ROTATION, epoch).random_raw()) % self.samples
-        return Layout(order, np.cumsum(self.shard_samples[order]), rotation)
+        sizes = self._occurrences.shard_sizes(epoch) if self._occurrences else self.shard_samples
+        return Layout(order, sizes, np.cumsum(sizes[order]), rotation)
 
-    def _numbers(self, epoch: int, positions: IntArray) -> IntArray:
+    def _samples(self, epoch: int, positions: range) -> Drawn:
+        """What lies at these positions of the epoch, before they are shuffled."""
         layout = self._layout(epoch)
-        rotated = (positions + layout.rotation) % self.samples
+        rotated = (np.arange(positions.start, positions.stop) + layout.rotation) % self.samples
         place = np.searchsorted(layout.ends, rotated, side="right")
         shard = layout.order[place]
-        in_shard = rotated - (layout.ends[place] - self.shard_samples[shard])
-        numbers: IntArray = self.shard_starts[shard] + in_shard
-        return numbers
+        in_shard = rotated - (layout.ends[place] - layout.sizes[shard])
+        if self._occurrences is None:
+            return Drawn(self.shard_starts[shard] + in_shard, None)
+        seams = [0, *(np.flatnonzero(np.diff(place)) + 1).tolist(), len(place)]
+        parts = []
+        for first, last in pairwise(seams):
+            one = int(shard[first])
+            rows = self._occurrences.rows(epoch, one, in_shard[first:last])
+            parts.append(Drawn(self.shard_starts[one] + rows.rows, rows.copies))
+        return _joined(parts)
+
+
+def _joined(parts: list[Drawn]) -> Drawn:
+    copies = [part.copies for part in parts if part.copies is not None]
+    return Drawn(np.concatenate([part.numbers for part in parts]), np.concatenate(copies) if copies else None)
 
 
 def share(count: int, part: int, parts: int) -> range:
@@ -107,23 +159,39 @@ def share(count: int, part: int, parts: int) -> range:
 
 
 def training_work(
-    plan: Plan, *, steps: range, process: int, processes: int, micro_batch: int
+    plan: Plan, *, steps: range, process: int, processes: int, micro_batch: int, mixing: bool = False
 ) -> Iterator[Work]:
     """What `process` reads in the given optimizer steps, cut into micro-batches of near-equal size.
 
     Near-equal, so that no micro-batch has a single sample without need: BatchNorm cannot train on one. A
-    process whose share is empty (more processes than samples in a global batch) gets one stand-in sample that
-    does not count, because it must take part in the reduction of gradients.
+    process whose share is empty (more processes than samples in a global batch) gets a pair of stand-ins that
+    do not count, because it must take part in the reduction of gradients.
+
+    With `mixing`, neighbours in the global batch are each other's partners, whichever processes have them;
+    the last of an odd batch is its own.
     """
     for step in steps:
-        batch = plan.batch(step)
-        mine = share(len(batch), process, processes)
-        numbers = batch[mine.start : mine.stop] if mine else batch[[0, 0]]
-        pieces = -(-len(numbers) // micro_batch)
+        batch = plan.drawn(step)
+        mine = share(plan.global_batch, process, processes)
+        positions = np.arange(mine.start, mine.stop) if mine else np.arange(2) % plan.global_batch
+        pieces = -(-len(positions) // micro_batch)
         for piece in range(pieces):
-            part = share(len(numbers), piece, pieces)
-            epoch = step // plan.steps_per_epoch
-            yield Work(epoch, step, piece, pieces, numbers[part.start : part.stop], valid=bool(mine))
+            part = share(len(positions), piece, pieces)
+            here = positions[part.start : part.stop]
+            partners = np.where(here ^ 1 < plan.global_batch, here ^ 1, here)
+            drawn, mixed = batch.take(here), batch.take(partners) if mixing else None
+            yield Work(
+                step // plan.steps_per_epoch,
+                step,
+                piece,
+                pieces,
+                drawn.numbers,
+                valid=bool(mine),
+                first=int(here[0]),
+                copies=drawn.copies,
+                partners=mixed.numbers if mixed else None,
+                partner_copies=mixed.copies if mixed else None,
+            )
 
 
 def evaluation_work(samples: int, *, batch: int, process: int, processes: int) -> Iterator[Work]:

@@ -1,44 +1,31 @@
-"""Shows a data set: one picture of many of its pictures, and how many there are of each class in each split.
+"""Shows a data set: one picture of many of its pictures, each with what it should be recognised as.
 
-Shapes: T thumbnails of the grid, N candidates that they are chosen from, H W pixels, C channels.
+Shapes: T thumbnails of the grid, N candidates that they are chosen from, H W pixels, C channels or labels.
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import matplotlib
 import numpy as np
-from PIL import Image as PillowImage
-from PIL import ImageDraw, ImageFont
-from rich import box
-from rich.filesize import decimal
-from rich.table import Table
 
-from data_pipeline.batch import Image, RawSample
-from data_pipeline.decode import decode_sample
+from data_pipeline.batch import RawSample
+from data_pipeline.decode import decode_sample, sample_fault
 from data_pipeline.draws import IntArray
 from data_pipeline.fault import UserError
-from data_pipeline.index import DatasetIndex, Split
-from data_pipeline.plan import Work
+from data_pipeline.grid import Grid, Legend, Thumbnail, draw_grid, shrunk
+from data_pipeline.index import DatasetIndex
+from data_pipeline.masks import IGNORED, class_table, mask_classes, read_mask
+from data_pipeline.overlay import IGNORED_COLOUR, class_colours, laid_over
 from data_pipeline.read import ShardReader
-from data_pipeline.targets import target_reader
+from data_pipeline.shard_index import MISSING, read_shard_index
+from data_pipeline.store import Folder
 
 # Labels looked at for each thumbnail, so that rare classes are found and large splits are not read.
 CANDIDATES = 25
-CLASS_ROWS = 30  # of the table
-SIDE, GAP, MARGIN, CAPTION, TITLE = 160, 14, 28, 24, 54  # pixels of the grid
-INK, GREY, EDGE = (28, 28, 30), (120, 120, 126), (222, 222, 226)
-MODES = {"L": "grey (L)", "RGB": "colour (RGB)"}
-
-
-class Thumbnail(NamedTuple):
-    """One cell of the grid."""
-
-    picture: PillowImage.Image
-    caption: str
+LEGEND = 12  # classes of pixels that are named
 
 
 def write_grid(root: Path, dataset: DatasetIndex, *, split: str, samples: int, out: Path) -> None:
@@ -46,8 +33,11 @@ def write_grid(root: Path, dataset: DatasetIndex, *, split: str, samples: int, o
     thumbnails = read_thumbnails(root, dataset, split=split, samples=samples)
     total = dataset.split(split).samples
     details = f"{split}, {len(thumbnails):,} of {total:,} samples"
-    shown = len({thumbnail.caption for thumbnail in thumbnails})
-    grid = draw_grid(thumbnails, root.resolve().name, details, columns=columns_for(len(thumbnails), shown))
+    single = dataset.task == "multiclass"
+    shown = len({thumbnail.caption for thumbnail in thumbnails}) if single else 1
+    columns = columns_for(len(thumbnails), shown)
+    legend = legend_of(dataset, ignored=any(thumbnail.note for thumbnail in thumbnails))
+    grid = draw_grid(Grid(root.resolve().name, details, columns, legend), thumbnails)
     try:
         grid.save(out, format="PNG")
     except OSError as error:
@@ -60,16 +50,34 @@ def write_grid(root: Path, dataset: DatasetIndex, *, split: str, samples: int, o
 
 def read_thumbnails(root: Path, dataset: DatasetIndex, *, split: str, samples: int) -> list[Thumbnail]:
     """The pictures to show, as training would read them, made small."""
-    found = dataset.split(split)
-    candidates = spread(found.samples, CANDIDATES * samples)
-    work = Work(0, 0, 0, 1, candidates, valid=True)
-    reader = ShardReader(root, found)
+    store = Folder(root, tars=dataset.tars)
+    candidates = spread(dataset.split(split).samples, CANDIDATES * samples)
+    if dataset.task == "segmentation":
+        chosen = spread(len(candidates), samples)
+    else:
+        chosen = balanced(_groups(store, dataset, split, candidates), samples)
+    reader = ShardReader(store, dataset, split)
     try:
-        labels = [_label(reader.read(int(number), work), dataset) for number in candidates]
-        chosen = candidates[balanced(np.array(labels, np.int64), samples)]
-        return [_thumbnail(reader.read(int(number), work), dataset) for number in chosen]
+        return [_thumbnail(reader.read(int(number)), dataset) for number in candidates[chosen]]
     finally:
         reader.close()
+
+
+def _groups(store: Folder, dataset: DatasetIndex, split: str, numbers: IntArray) -> IntArray:
+    """The class of each sample [N]; of several labels the rarest that it has, of none their number."""
+    found = dataset.split(split)
+    ends = np.cumsum(found.shard_samples)
+    positions = np.searchsorted(ends, numbers, side="right")
+    groups: list[IntArray] = []
+    for position in np.unique(positions):
+        shard = found.shards[position]
+        rows = numbers[positions == position] - (int(ends[position]) - shard.samples)
+        labels = np.asarray(read_shard_index(store.index_path(shard), shard).labels[rows])
+        if labels.ndim == 2:
+            rarity = np.where(labels == 1, np.array(found.class_counts), np.iinfo(np.int64).max)
+            labels = np.where((labels == 1).any(axis=1), rarity.argmin(axis=1), labels.shape[1])
+        groups.append(labels.astype(np.int64))
+    return np.concatenate([np.empty(0, np.int64), *groups])
 
 
 def spread(total: int, count: int) -> IntArray:
@@ -100,103 +108,60 @@ def columns_for(count: int, classes: int) -> int:
     return min(count, whole_rounds or wide)
 
 
-def shrunk(image: Image) -> PillowImage.Image:
-    """A picture [H, W, C] at the size of a thumbnail; tiny ones are enlarged in whole, visible pixels."""
-    height, width, channels = image.shape
-    picture = PillowImage.fromarray(image[:, :, 0] if channels == 1 else image).convert("RGB")
-    scale = SIDE / max(height, width)
-    if scale >= 4:
-        return picture.resize((width * int(scale), height * int(scale)), PillowImage.Resampling.NEAREST)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return picture.resize(size, PillowImage.Resampling.LANCZOS)
-
-
-def draw_grid(thumbnails: list[Thumbnail], name: str, details: str, *, columns: int) -> PillowImage.Image:
-    """The thumbnails in rows on white, each above its caption, under one title line."""
-    bold, plain, small = (
-        _font("DejaVuSans-Bold.ttf", 20),
-        _font("DejaVuSans.ttf", 17),
-        _font("DejaVuSans.ttf", 13),
-    )
-    name = fitted(name, bold, 600)
-    rows = -(-len(thumbnails) // columns)
-    title_width = math.ceil(bold.getlength(name) + GAP + plain.getlength(details))
-    width = max(columns * (SIDE + GAP) - GAP, title_width) + 2 * MARGIN
-    height = TITLE + rows * (SIDE + CAPTION + GAP) - GAP + 2 * MARGIN
-    grid = PillowImage.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(grid)
-    draw.text((MARGIN, MARGIN + 20), name, INK, bold, anchor="ls")
-    draw.text((MARGIN + bold.getlength(name) + GAP, MARGIN + 20), details, GREY, plain, anchor="ls")
-    for cell, (picture, caption) in enumerate(thumbnails):
-        left = MARGIN + cell % columns * (SIDE + GAP)
-        top = MARGIN + TITLE + cell // columns * (SIDE + CAPTION + GAP)
-        x, y = left + (SIDE - picture.width) // 2, top + (SIDE - picture.height) // 2
-        draw.rectangle((x - 1, y - 1, x + picture.width, y + picture.height), outline=EDGE)
-        grid.paste(picture, (x, y))
-        middle, base = left + SIDE // 2, top + SIDE + CAPTION - 6
-        draw.text((middle, base), fitted(caption, small, SIDE), INK, small, anchor="ms")
-    return grid
-
-
-def fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text on one line, with its middle left out where it is wider than `width` pixels."""
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    kept = min(len(text), width)  # no letter is narrower than a pixel
-    while kept > 2:
-        kept -= 1
-        shorter = f"{text[: -(-kept // 2)]}…{text[len(text) - kept // 2 :]}"
-        if font.getlength(shorter) <= width:
-            return shorter
-    return "…"
-
-
-def class_table(dataset: DatasetIndex) -> Table:
-    """Samples of each class in each split, the first CLASS_ROWS classes, and the totals."""
-    counts = np.array([split.class_counts for split in dataset.splits.values()], np.int64).T
-    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
-    table.add_column("class", "total", overflow="ellipsis", no_wrap=True, max_width=48)
-    for name, total in zip([*dataset.splits, "total"], _with_sum(counts.sum(axis=0)), strict=True):
-        table.add_column(name, total, justify="right", no_wrap=True, min_width=max(len(name), len(total)))
-    for name, row in zip(dataset.classes[:CLASS_ROWS], counts, strict=False):
-        table.add_row(" ".join(name.split()), *_with_sum(row))
-    if (more := len(dataset.classes) - CLASS_ROWS) > 0:
-        table.add_row(f"... and {more:,} more classes", *_with_sum(counts[CLASS_ROWS:].sum(axis=0)))
-    return table
-
-
-def facts(dataset: DatasetIndex) -> list[str]:
-    """What the table leaves out: the pictures' mode and statistics, and the tars of each split."""
-    mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (dataset.mean, dataset.std))
-    pictures = f"pictures: {MODES[dataset.image_mode]}, mean {mean}, std {std}"
-    return [pictures, *(f"{name}: {shards_in_words(split)}" for name, split in dataset.splits.items())]
-
-
-def shards_in_words(split: Split) -> str:
-    """Samples, tars and bytes of a split."""
-    count, size = len(split.shards), sum(shard.bytes for shard in split.shards)
-    return f"{counted(split.samples, 'sample')} in {counted(count, 'shard')}, {decimal(size)}"
-
-
-def counted(count: int, one: str, more: str = "") -> str:
-    """A number and its noun."""
-    return f"{count:,} {one if count == 1 else more or one + 's'}"
-
-
-def _with_sum(row: IntArray) -> list[str]:
-    return [f"{count:,}" for count in (*row.tolist(), int(row.sum()))]
-
-
-def _label(raw: RawSample, dataset: DatasetIndex) -> int:
-    return target_reader(dataset.task)(raw, len(dataset.classes))
+def legend_of(dataset: DatasetIndex, *, ignored: bool) -> Legend:
+    """The colours of a segmentation's classes; of other tasks nothing."""
+    if dataset.task != "segmentation":
+        return []
+    colours = class_colours(dataset)
+    named = [(dataset.classes[number], colour) for number, colour in colours.items()][:LEGEND]
+    more = [(f"and {len(colours) - LEGEND} more", None)] if len(colours) > LEGEND else []
+    return [*named, *more, *([("of no class", IGNORED_COLOUR)] if ignored else [])]
 
 
 def _thumbnail(raw: RawSample, dataset: DatasetIndex) -> Thumbnail:
     image = decode_sample(raw, mode=dataset.image_mode)
-    return Thumbnail(shrunk(image), dataset.classes[_label(raw, dataset)])
+    picture = shrunk(image)
+    if dataset.task == "multiclass":
+        return Thumbnail(picture, dataset.classes[_class_of(raw, dataset)])
+    if dataset.task == "multilabel":
+        return Thumbnail(picture, *labels_in_words(raw.label, dataset.classes))
+    assert raw.mask is not None
+    try:
+        classes = mask_classes(read_mask(raw.mask), class_table(dataset.mask_values))
+        if classes.shape != image.shape[:2]:
+            raise ValueError(f"its mask is {classes.shape[1]} x {classes.shape[0]} pixels, it is not")
+    except ValueError as error:
+        raise sample_fault(raw, error) from None
+    return Thumbnail(
+        laid_over(picture, classes, class_colours(dataset)), *shares_in_words(classes, dataset.classes)
+    )
 
 
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    """A font that comes with matplotlib: on every machine, and it knows Greek, Cyrillic and accents."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
+def _class_of(raw: RawSample, dataset: DatasetIndex) -> int:
+    if not 0 <= raw.label < len(dataset.classes):
+        raise sample_fault(raw, ValueError(f"class {raw.label}, allowed are 0 to {len(dataset.classes) - 1}"))
+    return int(raw.label)
+
+
+def labels_in_words(labels: Any, names: tuple[str, ...]) -> tuple[str, str]:
+    """The labels that a sample has, and a note on those that are missing."""
+    ones = [name for name, label in zip(names, labels, strict=True) if label == 1]
+    missing = [name for name, label in zip(names, labels, strict=True) if label == MISSING]
+    note = (
+        f"missing: {', '.join(missing)}" if len(missing) < 3 else f"missing: {len(missing)} of {len(names)}"
+    )
+    return ", ".join(ones) or "none", note if missing else ""
+
+
+def shares_in_words(classes: Any, names: tuple[str, ...]) -> tuple[str, str]:
+    """The largest classes of a mask but the first, in percent of its pixels, and a note on what has none."""
+    counts = np.bincount(classes.ravel(), minlength=256)
+    shares = counts / max(classes.size, 1)
+    order = [number for number in np.argsort(-shares[: len(names)], kind="stable").tolist() if counts[number]]
+    inner = [number for number in order if number] or order
+    note = f"of no class: {_percent(shares[IGNORED])}" if counts[IGNORED] and len(names) <= IGNORED else ""
+    return ", ".join(f"{names[number]}: {_percent(shares[number])}" for number in inner[:3]), note
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "<1%"

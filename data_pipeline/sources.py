@@ -1,132 +1,65 @@
-"""Finds a user's pictures and their labels on disk, before anything is read: their classes and splits."""
+"""Finds a user's pictures and what is known of them on disk, before any is read: their classes and splits."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_pipeline.draws import Purpose, bit_stream, permutation
 from data_pipeline.fault import UserError
+from data_pipeline.items import Item as Item
+from data_pipeline.items import Source as Source
+from data_pipeline.items import SourceOptions as SourceOptions
+from data_pipeline.items import Target as Target
+from data_pipeline.source_csv import find_csv
+from data_pipeline.source_folders import class_folders as class_folders
+from data_pipeline.source_folders import find_class_folders
+from data_pipeline.source_pairs import find_pairs, looks_like_pairs
 
-PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+TABLES = (".csv", ".tsv")
+KINDS = {"folders": find_class_folders, "csv": find_csv, "pairs": find_pairs}
+# What only some kinds can use: an option that changes nothing would be a mistake that nobody sees.
+OPTIONS = {
+    "images": ("csv", "pairs"),
+    "masks": ("pairs",),
+    "label_columns": ("csv",),
+    "image_column": ("csv",),
+    "split_column": ("csv",),
+    "group_column": ("csv",),
+}
+FLAGS = {"label_columns": "--labels"}
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One labelled file: where it is, the key it gets in the tar, its class number and its split."""
+def find_source(root: Path, options: SourceOptions) -> Source:
+    """Everything to pack below a folder, or named by a CSV; `Source.kind` says in words what it is taken for.
 
-    path: Path
-    key: str
-    label: int
-    split: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """Everything that will be packed, in a fixed order, and in words what was found."""
-
-    classes: tuple[str, ...]
-    pictures: tuple[Picture, ...]
-    kind: str
-
-
-def class_folders(root: Path, *, val_fraction: float, seed: int) -> Source:
-    """A folder per class, below `root` or below train/, val/ and test/; DATA where there is nothing to learn.
-
-    Without split folders every class is divided by itself (stratified): `val_fraction` of it into val, by
-    `seed`.
+    A file is a CSV; a folder of images beside one of masks is pairs; any other holds a folder per class;
+    `options.kind` overrides this. USAGE where an option does not go with the kind, DATA where samples are
+    wrong.
     """
-    if not root.is_dir():
-        raise UserError(
-            f"no folder '{root}'", mend="give the folder that holds one folder of pictures per class"
-        )
-    folders = _subfolders(root)
-    if not folders:
-        raise UserError(
-            f"'{root}' is empty: it holds no folder of pictures",
-            mend=f"put the pictures of each class into a folder of its own: {root}/CLASS/picture.jpg",
-        )
-    presplit = all(folder.name.lower() in SPLIT_FOLDERS for folder in folders)
-    if not presplit:
-        classes, pictures = _read_classes(root, folders, "train")
-        divided = _divide(_with_unique_keys(pictures), val_fraction=val_fraction, seed=seed)
-        kind = f"a folder per class, {val_fraction:.0%} of each class held out for val"
-        return Source(classes, tuple(divided), kind)
-    names = sorted({folder.name for split in folders for folder in _subfolders(split)})
-    found: list[Picture] = []
-    for split in folders:
-        by_class = [split / name for name in names if (split / name).is_dir()]
-        found += _read_classes(split, by_class, SPLIT_FOLDERS[split.name.lower()], names)[1]
-    kind = f"a folder per class inside {', '.join(folder.name for folder in folders)}"
-    return Source(tuple(map(_utf8, names)), tuple(_with_unique_keys(found)), kind)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _read_classes(
-    root: Path, folders: list[Path], split: str, names: list[str] | None = None
-) -> tuple[tuple[str, ...], list[Picture]]:
-    names = names or [folder.name for folder in folders]
-    pictures: list[Picture] = []
-    for folder in folders:
-        paths = _pictures_below(folder)
-        if not paths and split == "train":  # in the other splits a class may well be absent
+    kind = options.kind or _kind(root, options)
+    for name, kinds in OPTIONS.items():
+        if getattr(options, name) not in (None, ()) and kind not in kinds:
+            flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
             raise UserError(
-                f"the class folder '{folder}' holds no pictures ({', '.join(PICTURE_EXTENSIONS)})",
-                mend="put pictures into it or remove it",
+                f"{flag} does not go with a source of the kind {kind}, which '{root}' is taken for",
+                mend=f"it goes with {' and '.join(kinds)}; --kind says what SOURCE is",
+                code="USAGE",
             )
-        label = names.index(folder.name)
-        pictures += [Picture(path, _key(path.relative_to(root)), label, split) for path in paths]
-    return tuple(map(_utf8, names)), pictures
+    if len(set(options.classes)) < len(options.classes):
+        raise UserError("--classes names a class twice", mend="name each class once", code="USAGE")
+    source = KINDS[kind](root, options)
+    if not source.items:
+        raise UserError(f"'{root}' holds nothing to pack", mend="give a folder or a CSV with pictures")
+    return source
 
 
-def _pictures_below(folder: Path) -> list[Path]:
-    """By their names; hidden files and folders (thumbnails, notebook checkpoints) are no one's samples."""
-    paths = [Path(parent, name) for parent, _, files in os.walk(folder) for name in files]
-    return sorted(
-        path
-        for path in paths
-        if path.name.lower().endswith(PICTURE_EXTENSIONS)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-
-
-def _key(path: Path) -> str:
-    """The path without its extension; dots would end a WebDataset key early, so they become underscores."""
-    return _utf8(path.with_suffix("").as_posix()).replace(".", "_")
-
-
-def _utf8(name: str) -> str:
-    r"""A name that is not UTF-8 on the disk, which JSON cannot hold, with its odd bytes written as \xNN."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _with_unique_keys(pictures: list[Picture]) -> list[Picture]:
-    """a.jpg and a.png beside each other are two samples: the second key gets ~2."""
-    taken: set[tuple[str, str]] = set()
-    unique = []
-    for picture in pictures:
-        key, number = picture.key, 1
-        while (picture.split, key) in taken:
-            number += 1
-            key = f"{picture.key}~{number}"
-        taken.add((picture.split, key))
-        unique.append(replace(picture, key=key))
-    return unique
-
-
-def _divide(pictures: list[Picture], *, val_fraction: float, seed: int) -> list[Picture]:
-    by_label: dict[int, list[Picture]] = {}
-    for picture in pictures:
-        by_label.setdefault(picture.label, []).append(picture)
-    divided: list[Picture] = []
-    for label, members in by_label.items():
-        held_out = round(len(members) * val_fraction)
-        order = permutation(len(members), bit_stream(seed, Purpose.PACKING, at=(1, label)))
-        chosen = set(order[:held_out].tolist())
-        divided += [replace(one, split="val") if row in chosen else one for row, one in enumerate(members)]
-    return divided
+def _kind(root: Path, options: SourceOptions) -> str:
+    if root.is_file():
+        if root.suffix.lower() not in TABLES:
+            raise UserError(
+                f"'{root}' is a file, but no {' or '.join(TABLES)}",
+                mend="give the folder of the pictures or a CSV that names them; or say so: --kind csv",
+            )
+        return "csv"
+    if options.masks or options.images:
+        return "pairs"
+    return "pairs" if root.is_dir() and looks_like_pairs(root) else "folders"

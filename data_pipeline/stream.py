@@ -1,182 +1,157 @@
-"""The reading pipeline: plan -> read -> decode -> augment -> collate, in threads, in plan order.
+"""Delivers the micro-batches of a plan in its order, read ahead by threads or by processes.
 
-Each worker runs the whole pipeline (a webdataset DataPipeline) on every k-th micro-batch and the main thread
-takes from the workers in turn, so the order of batches depends on neither their number nor their speed. The
-decoders are C code that releases the interpreter, which is why threads are enough.
+The order depends on neither their number, nor their kind, nor their speed.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager
+from itertools import chain, islice
+from threading import local
+from typing import Literal
 
-import numpy as np
 import torch
-import webdataset
 
-from data_pipeline.batch import Batch, RawSample, Sample
-from data_pipeline.decode import decode_sample
-from data_pipeline.draws import Purpose, bit_stream
-from data_pipeline.fault import UserError
-from data_pipeline.index import DatasetIndex
+from data_pipeline.batch import Batch, Mixed
+from data_pipeline.partners import wanted
 from data_pipeline.plan import Work
-from data_pipeline.read import ShardReader
-from data_pipeline.targets import target_reader
-from data_pipeline.transforms import TRANSFORMS
+from data_pipeline.prefetch import Prefetcher
+from data_pipeline.produce import Filled, Producer, Recipe, pixel_bytes
+from data_pipeline.reader_processes import filled_by_processes
+from data_pipeline.slots import Slots
 
+Kind = Literal["threads", "processes"]
+Delivered = tuple[int, Filled]  # the slot that holds its pixels
+Beside = Callable[[], AbstractContextManager[object]]  # what runs while readers do
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything between a sample's number and its pixels: where it lies, what is done to it, the seed."""
-
-    root: Path
-    dataset: DatasetIndex
-    split: str
-    transforms: tuple[tuple[str, dict[str, object]], ...]  # name and parameters, in order
-    seed: int
-    pinned: bool  # page-locked buffers, which torch's allocator reuses once a copy to the GPU is done
+AHEAD = 32  # shards behind a URL that are fetched before they are needed, as far as the cache has room
 
 
 def stream(
-    recipe: Recipe, work: Callable[[], Iterator[Work]], *, workers: int, prefetch: int
+    recipe: Recipe, work: Callable[[], Iterator[Work]], *, workers: int, prefetch: int, kind: Kind = "threads"
 ) -> Generator[Batch, None, None]:
-    """Yield the batches that `work()` asks for, in its order.
+    """Yield the batches that `work()` asks for, in its order; each is there until the next one is asked for.
 
-    `workers` threads of this process read ahead, `prefetch` batches each; 0 reads in the calling thread.
-    Close the iterator (or exhaust it) to end the threads. An exception in a worker is raised here, at its
-    batch.
+    `workers` threads or processes read ahead, `prefetch` batches each; 0 reads in the calling thread.
+    Close the iterator (or exhaust it) to end them. An exception in a worker is raised here, at its batch.
     """
+    works = work()
+    first = next(works, None)
+    if first is None:
+        return
+    shared = kind == "processes" and workers > 0
+    # One batch is with the caller while the workers fill the others.
+    slots = Slots(workers * prefetch + 1, _capacity(recipe, first), shared=shared, pinned=recipe.pinned)
+    fetcher = _Fetcher(recipe, work)
+    everything = chain([first], works)
     if workers == 0:
-        alone: Generator[Batch, None, None] = iter(_pipeline(recipe, work))
-        return alone
-    shares = [_pipeline(recipe, partial(_every, work, worker, workers)) for worker in range(workers)]
-    return _in_turn(shares, prefetch)
+        source = _filled_here(recipe, everything, slots, beside=fetcher.beside)
+    elif shared:
+        source = filled_by_processes(
+            recipe, everything, slots, workers=workers, prefetch=prefetch, beside=fetcher.beside
+        )
+    else:
+        source = _filled_by_threads(
+            recipe, everything, slots, workers=workers, prefetch=prefetch, beside=fetcher.beside
+        )
+    with closing(source):
+        for slot, filled in source:
+            yield _batch(filled, slots.tensor(slot))
+            slots.release(slot)
+            fetcher.taken()
 
 
-def _every(work: Callable[[], Iterator[Work]], worker: int, workers: int) -> Iterator[Work]:
-    return islice(work(), worker, None, workers)
+class _Fetcher:
+    """Has shards behind a URL fetched before they are needed; does nothing for a folder of this machine."""
 
+    def __init__(self, recipe: Recipe, work: Callable[[], Iterator[Work]]) -> None:
+        self._recipe, self._work = recipe, work
+        self._done = 0
+        self._prefetcher: Prefetcher | None = None
 
-def _pipeline(recipe: Recipe, source: Callable[[], Iterator[Work]]) -> webdataset.DataPipeline:
-    return webdataset.DataPipeline(
-        source,
-        partial(_read, recipe),
-        partial(_decode, recipe),
-        partial(_augment, recipe),
-        partial(_collate, recipe),
-    )
-
-
-def _read(recipe: Recipe, works: Iterator[Work]) -> Iterator[RawSample]:
-    reader = ShardReader(recipe.root, recipe.dataset.split(recipe.split))
-    try:
-        for work in works:
-            for number in work.numbers:
-                yield reader.read(int(number), work)
-    finally:
-        reader.close()
-
-
-def _decode(recipe: Recipe, raws: Iterator[RawSample]) -> Iterator[Sample]:
-    target_of = target_reader(recipe.dataset.task)
-    for raw in raws:
-        image = decode_sample(raw, mode=recipe.dataset.image_mode)
-        yield Sample(raw.work, raw.number, raw.key, image, target_of(raw, len(recipe.dataset.classes)))
-
-
-def _augment(recipe: Recipe, samples: Iterator[Sample]) -> Iterator[Sample]:
-    steps = [(TRANSFORMS[name], parameters) for name, parameters in recipe.transforms]
-    for sample in samples:
-        # Keyed by the sample, not by who reads it or after what: the same pixels on any topology.
-        bits = bit_stream(recipe.seed, Purpose.AUGMENTATION, sample.work.epoch, at=(sample.number, 0))
-        draws = np.random.Generator(bits)
-        image = sample.image
-        for transform, parameters in steps:
-            image = transform(image, draws, **parameters)
-        yield sample._replace(image=image)
-
-
-def _collate(recipe: Recipe, samples: Iterator[Sample]) -> Iterator[Batch]:
-    for first in samples:
-        work = first.work
-        members = [first, *islice(samples, len(work.numbers) - 1)]
-        images = torch.empty((len(members), *first.image.shape), dtype=torch.uint8, pin_memory=recipe.pinned)
-        pixels = images.numpy()
-        for row, sample in enumerate(members):
-            if sample.image.shape != first.image.shape:
-                raise UserError(
-                    f"pictures of different sizes in one batch: {first.key!r} {_size(first)}, "
-                    f"{sample.key!r} {_size(sample)} (height, width, channels)",
-                    mend="end the transforms with one that fixes the size: random_resized_crop, center_crop",
-                    code="CONFIG",
-                )
-            pixels[row] = sample.image
-        targets = torch.tensor([sample.target for sample in members], dtype=torch.int64)
-        valid = torch.full((len(members),), work.valid)
-        yield Batch(work, images, targets, valid, [sample.key for sample in members])
-
-
-def _size(sample: Sample) -> str:
-    return " x ".join(map(str, sample.image.shape))
-
-
-class _Ended:
-    """Put last into a worker's queue, with the exception that ended it, if one did."""
-
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
-
-
-def _in_turn(shares: list[webdataset.DataPipeline], prefetch: int) -> Generator[Batch, None, None]:
-    """Run each pipeline in a thread; take one batch from each in turn until the first of them has no more."""
-    stop = threading.Event()
-    queues: list[queue.Queue[Batch | _Ended]] = [queue.Queue(prefetch) for _ in shares]
-    threads = [
-        threading.Thread(target=_fill, args=(share, ready, stop), name=f"reader-{number}", daemon=True)
-        for number, (share, ready) in enumerate(zip(shares, queues, strict=True))
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        while True:
-            for ready in queues:
-                item = ready.get()
-                if isinstance(item, _Ended):
-                    if item.error is not None:
-                        raise item.error
-                    return
-                yield item
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(timeout=10)
-
-
-def _fill(share: webdataset.DataPipeline, ready: queue.Queue[Batch | _Ended], stop: threading.Event) -> None:
-    ended = _Ended(None)
-    batches = iter(share)
-    try:
-        for batch in batches:
-            if not _put(ready, batch, stop):
-                return
-    except BaseException as error:  # whatever it is, the main thread must hear of it or it waits for ever
-        ended = _Ended(error)
-    finally:
-        batches.close()
-    _put(ready, ended, stop)
-
-
-def _put(ready: queue.Queue[Batch | _Ended], item: Batch | _Ended, stop: threading.Event) -> bool:
-    """Wait for room; False once nobody takes any more."""
-    while not stop.is_set():
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Fetch what comes after the batches that were taken so far, until the end."""
+        recipe = self._recipe
+        numbers = (wanted(one).numbers for one in islice(self._work(), self._done, None))
+        split = recipe.dataset.split(recipe.split)
+        self._prefetcher = Prefetcher(recipe.store, split, numbers, ahead=AHEAD, sharers=recipe.sharers)
         try:
-            ready.put(item, timeout=0.1)
-        except queue.Full:
-            continue
-        return True
-    return False
+            yield
+        finally:
+            self._prefetcher.close()
+
+    def taken(self) -> None:
+        """One more batch was taken."""
+        self._done += 1
+        if self._prefetcher is not None:
+            self._prefetcher.taken()
+
+
+def _capacity(recipe: Recipe, first: Work) -> int:
+    """Bytes of the largest micro-batch, which is the first, judged by its first sample."""
+    with closing(Producer(recipe)) as producer:
+        one = first._replace(numbers=first.numbers[:1], copies=None, partners=None, partner_copies=None)
+        filled = producer(one)
+    return pixel_bytes(len(first.numbers), filled.shape, masked=filled.masked)
+
+
+def _filled_here(
+    recipe: Recipe, works: Iterator[Work], slots: Slots, *, beside: Beside
+) -> Generator[Delivered, None, None]:
+    with closing(Producer(recipe)) as producer, beside():
+        for work in works:
+            slot = slots.take()
+            yield slot, producer(work, slots.array(slot))
+
+
+def _filled_by_threads(
+    recipe: Recipe, works: Iterator[Work], slots: Slots, *, workers: int, prefetch: int, beside: Beside
+) -> Generator[Delivered, None, None]:
+    """Threads share the cores while the caller leaves them the interpreter; the C decoders release it."""
+    own = local()
+    producers: list[Producer] = []
+
+    def fill(work: Work, slot: int) -> Filled:
+        if not hasattr(own, "producer"):
+            own.producer = Producer(recipe)
+            producers.append(own.producer)
+        filled: Filled = own.producer(work, slots.array(slot))
+        return filled
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="reader")
+    under_way: deque[tuple[int, Future[Filled]]] = deque()
+    try:
+        with beside():
+            while True:
+                while len(under_way) < workers * prefetch and (work := next(works, None)) is not None:
+                    slot = slots.take()
+                    under_way.append((slot, pool.submit(fill, work, slot)))
+                if not under_way:
+                    return
+                slot, future = under_way.popleft()
+                yield slot, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for producer in producers:
+            producer.close()
+
+
+def _batch(filled: Filled, slot: torch.Tensor) -> Batch:
+    """Torch views of a micro-batch: its pixels lie in a slot, or elsewhere where that was too small."""
+    count, shape = len(filled.keys), filled.shape
+    memory = slot if filled.private is None else torch.from_numpy(filled.private)
+    size = pixel_bytes(count, shape, masked=False)
+    images = memory[:size].view(count, *shape)
+    mixed = None
+    if filled.targets is None:
+        targets = memory[size : size + count * shape[0] * shape[1]].view(count, *shape[:2])
+    else:
+        targets = torch.from_numpy(filled.targets)
+        if filled.partner_targets is not None and filled.share is not None:
+            mixed = Mixed(torch.from_numpy(filled.partner_targets), torch.from_numpy(filled.share))
+    valid = torch.full((count,), filled.work.valid)
+    return Batch(filled.work, images, targets, valid, filled.keys, filled.bad, mixed)

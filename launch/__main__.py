@@ -20,10 +20,12 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "pack": Command("data_pipeline.commands:pack", "make a data set of your pictures"),
+    "pack": Command("data_pipeline.pack_command:pack", "make a data set of your pictures"),
+    "index": Command("data_pipeline.index_command:index", "make a data set of tars, as they are"),
     "show": Command(
-        "data_pipeline.commands:show", "look at a data set: a picture grid and its table of classes"
+        "data_pipeline.show_command:show", "look at a data set: a picture grid and its table of classes"
     ),
+    "doctor": Command("data_pipeline.doctor_command:doctor", "find what would waste a training run"),
 }
 
 
@@ -38,7 +40,7 @@ def run(argv: list[str]) -> int:
         # File names and terminals have encodings of their own.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        _dispatch(argv)
+        code = _dispatch(argv)
         sys.stdout.flush()
     except UserError as error:
         sys.stderr.write(user_error_text(error) + "\n")
@@ -51,13 +53,14 @@ def run(argv: list[str]) -> int:
     except OSError as error:
         sys.stderr.write(_storage_text(error) + "\n")
         return 74
-    return 0
+    return code
 
 
-def _dispatch(argv: list[str]) -> None:
+def _dispatch(argv: list[str]) -> int:
+    """A command that has more than done or not done to say returns its exit code."""
     if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(overview() + "\n")
-        return
+        return 0
     name = argv[0]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -66,7 +69,7 @@ def _dispatch(argv: list[str]) -> None:
             f"unknown command {name!r}", mend=f"{meant}lockstep --help lists the commands", code="USAGE"
         )
     module, function = COMMANDS[name].target.split(":")
-    getattr(importlib.import_module(module), function)(argv[1:])
+    return getattr(importlib.import_module(module), function)(argv[1:]) or 0
 
 
 def overview() -> str:

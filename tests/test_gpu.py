@@ -6,10 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+
+from data_pipeline.index import read_dataset
+from data_pipeline.plan import Plan, training_work
+from data_pipeline.produce import Recipe
+from data_pipeline.store import Folder
+from data_pipeline.stream import stream
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,3 +63,21 @@ def test_half_precision_learns_and_resumes_with_its_scaler(train, tmp_path, prec
     assert of_kind("start", records)[1]["resumed_from"] == "step-00000044"
     assert [record["step"] for record in of_kind("train", records)] == list(range(1, 89))
     assert of_kind("eval", records)[-1]["metrics"]["accuracy"] > 0.6
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_pinned_batches_that_are_copied_without_waiting_arrive_as_they_were_made(photo_dataset, kind):
+    dataset = read_dataset(photo_dataset)
+    transforms = (("random_resized_crop", {"size": 64}),)
+    recipe = Recipe(Folder(photo_dataset), dataset, "train", transforms, seed=0, pinned=True)
+    sizes = dataset.split("train").shard_samples
+    plan = Plan(sizes, seed=0, global_batch=12, lanes=4, shuffle_block=8)
+    work = partial(training_work, plan, steps=range(40), process=0, processes=1, micro_batch=12)
+    plain = stream(replace(recipe, pinned=False), work, workers=0, prefetch=1)
+    expected = [batch.images.sum(dtype=torch.int64).item() for batch in plain]
+    copies = []
+    for batch in stream(recipe, work, workers=2, prefetch=2, kind=kind):
+        assert batch.images.is_pinned()
+        copies.append(batch.images.to("cuda", non_blocking=True))
+        torch.cuda._sleep(1_000_000)  # the copies queue up behind work, as they do in training
+    assert [one.sum(dtype=torch.int64).item() for one in copies] == expected

@@ -14,8 +14,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +27,11 @@ import pytest
 from PIL import Image
 
 from data_pipeline.digits import ensure_digits
-from data_pipeline.index import index_path, read_dataset, read_shard_index
+from data_pipeline.index import index_path, read_dataset
+from data_pipeline.items import SourceOptions
 from data_pipeline.pack import pack
-from data_pipeline.sources import class_folders
+from data_pipeline.shard_index import read_shard_index
+from data_pipeline.sources import find_source
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -256,7 +261,7 @@ def small(once):
                     pixels = draws.integers(80 * label, 80 * label + 90, (32, 32, 3)).astype(np.uint8)
                     path = folder / "pictures" / split / f"class{label}" / f"{number}.jpg"
                     Image.fromarray(pixels).save(path, quality=90)
-        source = class_folders(folder / "pictures", val_fraction=0.2, seed=0)
+        source = find_source(folder / "pictures", SourceOptions())
         pack(source, folder / "packed", workers=1, seed=0, shard_samples=10, shard_bytes=1 << 30)
 
     return once("small", make) / "packed"
@@ -717,6 +722,8 @@ REFUSED = {
     "a batch larger than the data": (["--train.global-batch", 10**30], "CONFIG", ["1438"]),
     "one sample a pass with BatchNorm": (["--train.micro-batch", 1], "CONFIG", ["BatchNorm", "1 sample"]),
     "a missing split": (["--data.val-split", "vall"], "DATA", ["vall", "val"]),
+    "a way to a shell": (["--data.root", "pipe:touch canary"], "UNSAFE", ["pipe:", "not allowed"]),
+    "too much mixing": (["--data.mixup", 5], "CONFIG", ["--data.mixup", "5", "4"]),
 }
 
 
@@ -746,23 +753,85 @@ def test_several_processes_report_a_mistake_once(digits, tmp_path):
     assert done.err.count("timm has no network") == 1
 
 
-def test_a_shard_that_was_damaged_after_packing_is_named_with_the_place(small, tmp_path):
-    shutil.copytree(small, tmp_path / "packed")
-    shard = read_dataset(small).split("train").shards[1]
+# What readers meet: broken samples, a kill, a server; what is mixed and balanced.
+
+
+def damaged(small, folder, split, row):
+    """A copy of the small data set in which a picture of the split's first shard is broken; and its place."""
+    shutil.copytree(small, folder / "packed")
+    shard = read_dataset(small).split(split).shards[0]
     index = read_shard_index(index_path(small / shard.name), shard)
-    column, row = index.extensions.index("jpg"), 4
-    offset = int(index.offset[row, column])
-    with (tmp_path / "packed" / shard.name).open("r+b") as file:
+    offset = int(index.offset[row, index.extensions.index("jpg")])
+    with (folder / "packed" / shard.name).open("r+b") as file:
         file.seek(offset + 2)
         file.write(bytes(60))
-    command = [*torchrun(2), *flags_for_small(tmp_path / "packed"), "--run-dir", "run"]
-    done = run(command, folder=tmp_path)
+    return folder / "packed", {"shard": shard.name, "member": index.key(row), "offset": offset}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_broken_sample_ends_the_run_and_is_named_with_its_place(small, tmp_path, split):
+    """In training because one is more than a thousandth of 36, in validation because all of it must count."""
+    packed, place = damaged(small, tmp_path, split, 1)
+    done = run([*torchrun(2), *flags_for_small(packed), "--run-dir", "run"], folder=tmp_path)
     assert done.code != 0
     (line,) = re.findall(r"^FATAL .*$", done.err, re.MULTILINE)
-    said = {"code": "DATA", "shard": shard.name, "member": f"{index.keys[row]}.jpg", "offset": offset}
+    said = {"code": "DATA", **place}
     assert all(f"{name}={value} " in line for name, value in said.items()), line
     assert "run.py" not in done.err.partition("FATAL")[0], "no traceback of ours"
     assert failure(tmp_path / "run")["code"] == "DATA"
+
+
+def test_broken_samples_that_are_allowed_are_left_out_alike_on_any_number_of_processes(small, tmp_path):
+    packed, place = damaged(small, tmp_path, "train", 4)
+    flags = [*flags_for_small(packed), "--data.max-bad", 0.1, "--debug.batch-digest", "pixels"]
+    for processes in (1, 3):
+        command = [*launcher_of(processes), *flags, "--run-dir", f"run{processes}"]
+        done = succeed(command, folder=tmp_path)
+        assert "takes its place (1 so far, at most 3)" in done.out
+    one, three = (tmp_path / f"run{processes}" for processes in (1, 3))
+    assert digests(one) == digests(three)
+    (line,) = [json.loads(text) for text in (one / "bad_samples.jsonl").read_text().splitlines()]
+    assert (one / "bad_samples.jsonl").read_text() == (three / "bad_samples.jsonl").read_text()
+    assert [line[name] for name in ("shard", "key", "offset")] == list(place.values())
+    assert "bytes that were packed" in line["exception"]
+    # Its neighbour stands in for it in every epoch, and occurs a second time where it belongs itself.
+    assert steps_of(one) == list(range(1, 19))
+
+
+def test_a_reader_that_is_killed_in_mid_run_changes_nothing(whole, common, tmp_path):
+    command = [*PYTHON, *common, "--run-dir", "run", "--data.workers", 2, "--data.worker-kind", "processes"]
+    running = start(command, folder=tmp_path)
+    assert wait_until(reaches(tmp_path / "run", 3)), finish(running, within=1)
+    readers = [number for number in processes_of(running) if number != running.process.pid]
+    assert len(readers) == 2
+    os.kill(readers[0], signal.SIGKILL)
+    assert finish(running).code == 0
+    assert results(tmp_path / "run") == results(whole(1))
+    assert weights_sha(tmp_path / "run") == weights_sha(whole(1))
+
+
+def test_what_is_mixed_and_balanced_is_the_same_on_any_topology(common, whole, tmp_path):
+    flags = ["--data.balance", 1, "--data.mixup", 0.2, "--data.cutmix", 1, "--train.max-steps", 6]
+    threads = ["--data.workers", 3, "--data.worker-kind", "threads", "--train.micro-batch", 5]
+    succeed([*PYTHON, *common, *flags, "--run-dir", "one"], folder=tmp_path)
+    succeed([*torchrun(3), *common, *flags, *threads, "--run-dir", "three"], folder=tmp_path)
+    assert digests(tmp_path / "one") == digests(tmp_path / "three")
+    assert not set(digests(tmp_path / "one")) & set(digests(whole(1)))
+    losses = [[step["loss"] for step in records(tmp_path / name, "train")] for name in ("one", "three")]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-2)  # BatchNorm sees its share only
+
+
+def test_a_data_set_behind_a_url_trains_as_the_one_in_the_folder_does(small, tmp_path):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(small))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        for name, root, flags in (("url", url, ["--data.cache", "cache"]), ("folder", small, [])):
+            command = [*torchrun(2), *flags_for_small(root), *flags, "--debug.batch-digest", "pixels"]
+            succeed([*command, "--run-dir", name], folder=tmp_path)
+        server.shutdown()
+    assert results(tmp_path / "url") == results(tmp_path / "folder")
+    assert sorted(path.suffix for path in (tmp_path / "cache").rglob("*.tar"))
 
 
 STRIKE = """

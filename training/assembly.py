@@ -5,24 +5,21 @@ from __future__ import annotations
 import datetime
 import os
 import warnings
-from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from data_pipeline.batch import Batch
 from data_pipeline.fault import UserError
-from data_pipeline.index import DatasetIndex, read_dataset
-from data_pipeline.plan import Plan, Work, training_work
-from data_pipeline.stream import Recipe, stream
-from training.augmentation import TransformStep
+from data_pipeline.index import DatasetIndex
+from data_pipeline.plan import Plan
 from training.checkpoint import read_state, read_tensors
 from training.command import Request
-from training.config import EMBEDDED_DIGITS, Config
+from training.config import Config
 from training.networks.classifiers import classifier
 from training.optim import build_optimizer
+from training.reading import make_plan
 from training.state import (
     MODEL_FILE,
     OPTIMIZER_FILE,
@@ -69,32 +66,6 @@ class Job:
         return min(self.schedule_steps, self.config.train.max_steps or self.schedule_steps)
 
 
-def open_dataset(config: Config) -> DatasetIndex:
-    """The data set, packed first if it is the embedded one; DATA and CONFIG where it cannot be trained on."""
-    root = config.data.folder
-    if config.data.root == EMBEDDED_DIGITS:
-        from data_pipeline.digits import ensure_digits  # packing is needed once in the life of a data set
-
-        ensure_digits(root)
-    dataset = read_dataset(root)
-    if dataset.task != config.task:
-        raise UserError(
-            f"task: {config.task!r}, but '{root}' was packed for {dataset.task!r}",
-            mend=f"set --task {dataset.task}, or give another --data.root",
-            code="CONFIG",
-        )
-    dataset.split(config.data.val_split)
-    training = dataset.split(config.data.train_split)
-    if training.samples < config.train.global_batch:
-        raise UserError(
-            f"train.global_batch: {config.train.global_batch} is more than the {training.samples} samples of "
-            f"split {config.data.train_split!r}",
-            mend=f"set --train.global-batch to {training.samples} or less",
-            code="CONFIG",
-        )
-    return dataset
-
-
 def join(config: Config) -> Accelerator:
     """Find the other processes and the device; USAGE and CONFIG where they are not what was asked for."""
     cpu = (
@@ -138,17 +109,6 @@ def join(config: Config) -> Accelerator:
     return accelerator
 
 
-def make_plan(config: Config, dataset: DatasetIndex) -> Plan:
-    """The order of samples: from the data set, the seed and the global batch alone."""
-    return Plan(
-        dataset.split(config.data.train_split).shard_samples,
-        seed=config.seed,
-        global_batch=config.train.global_batch,
-        lanes=config.lanes,
-        shuffle_block=config.data.shuffle_block,
-    )
-
-
 def make_network(config: Config, dataset: DatasetIndex, task: Task) -> torch.nn.Module:
     """The network with initial weights that depend on the seed only."""
     torch.manual_seed(config.seed)
@@ -188,42 +148,3 @@ def assemble(
             accelerator.scaler.load_state_dict(read_state(checkpoint)["scaler"])
     plan = make_plan(config, dataset)
     return Job(request, accelerator, dataset, plan, task, model, network, optimizer, names, progress)
-
-
-def reading(
-    config: Config,
-    dataset: DatasetIndex,
-    accelerator: Accelerator,
-    *,
-    split: str,
-    transforms: tuple[TransformStep, ...],
-) -> Recipe:
-    """How samples of a split become pixels in this run."""
-    return Recipe(
-        root=config.data.folder,
-        dataset=dataset,
-        split=split,
-        transforms=tuple(step.call for step in transforms),
-        seed=config.seed,
-        pinned=accelerator.device.type == "cuda",
-    )
-
-
-def training_batches(
-    config: Config, dataset: DatasetIndex, plan: Plan, accelerator: Accelerator, *, steps: range
-) -> Generator[Batch, None, None]:
-    """This process's micro-batches of the given optimizer steps, in order, read ahead by workers."""
-    share = -(-config.train.global_batch // accelerator.num_processes)
-    data = config.data
-    recipe = reading(config, dataset, accelerator, split=data.train_split, transforms=data.train_transforms)
-
-    def work() -> Iterator[Work]:
-        return training_work(
-            plan,
-            steps=steps,
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
-            micro_batch=config.train.micro_batch or share,
-        )
-
-    return stream(recipe, work, workers=config.data.workers, prefetch=config.data.prefetch)

@@ -2,60 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import model_serializer, model_validator
 
-from training.tree import Fraction, Section
-
-Size = Annotated[int, Field(gt=0, le=16384)]
-
-
-class Sized(Section):
-    """A transform that makes one size."""
-
-    size: Size
-    """pixels"""
-
-
-class RandomShift(Section):
-    """Move by whole pixels."""
-
-    fraction: Fraction
-    """of each side, at most"""
-
-
-class RandomResizedCrop(Sized):
-    """Cut a random rectangle and scale it."""
-
-    scale: tuple[Fraction, Fraction] = (0.08, 1.0)
-    """least and greatest share of the area"""
-    ratio: tuple[float, float] = (0.75, 4 / 3)
-    """least and greatest width / height"""
-
-
-class HorizontalFlip(Section):
-    """Mirror left and right."""
-
-    probability: Fraction = 0.5
-    """of mirroring"""
+from training.transform_parameters import (
+    Affine,
+    ColorJitter,
+    Elastic,
+    Filling,
+    GaussianBlur,
+    Pad,
+    Perhaps,
+    Posterize,
+    QuarterTurn,
+    RandAugment,
+    RandomCrop,
+    RandomErasing,
+    RandomGrayscale,
+    RandomResizedCrop,
+    RandomShift,
+    ResizedCenterCrop,
+    ResizeTo,
+    Rotation,
+    Sharpness,
+    Sized,
+    Solarize,
+)
+from training.tree import Section
 
 
 class TransformStep(Section):
     """One line of a list of transforms: `- {name: {parameter: value}}`; exactly one name is set."""
 
     resize: Sized | None = None
-    center_crop: Sized | None = None
-    random_shift: RandomShift | None = None
+    resize_to: ResizeTo | None = None
+    resized_center_crop: ResizedCenterCrop | None = None
     random_resized_crop: RandomResizedCrop | None = None
-    horizontal_flip: HorizontalFlip | None = None
+    center_crop: Sized | None = None
+    random_crop: RandomCrop | None = None
+    pad: Pad | None = None
+    random_shift: RandomShift | None = None
+    horizontal_flip: Perhaps | None = None
+    vertical_flip: Perhaps | None = None
+    quarter_turn: QuarterTurn | None = None
+    rotation: Rotation | None = None
+    affine: Affine | None = None
+    elastic: Elastic | None = None
+    color_jitter: ColorJitter | None = None
+    random_grayscale: RandomGrayscale | None = None
+    gaussian_blur: GaussianBlur | None = None
+    sharpness: Sharpness | None = None
+    posterize: Posterize | None = None
+    solarize: Solarize | None = None
+    invert: Perhaps | None = None
+    autocontrast: Perhaps | None = None
+    equalize: Perhaps | None = None
+    rand_augment: RandAugment | None = None
+    trivial_augment: Filling | None = None
+    random_erasing: RandomErasing | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_parameters(cls, written: Any) -> Any:
+        """`- name:` is written for `- name: {}`."""
+        if not isinstance(written, dict):
+            return written
+        return {name: {} if parameters is None else parameters for name, parameters in written.items()}
 
     @model_validator(mode="after")
     def _one_name(self) -> TransformStep:
-        if len(self.model_fields_set) != 1:
-            raise ValueError(
-                f"one transform a line, here are {len(self.model_fields_set)}: {self.model_fields_set}"
-            )
+        names = sorted(self.model_fields_set)
+        if len(names) != 1:
+            raise ValueError(f"one transform a line, here are {len(names)}: {', '.join(names)}")
         return self
 
     @model_serializer

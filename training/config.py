@@ -27,7 +27,11 @@ class DataConfig(Section):
     """Which samples, and what is done to their pixels."""
 
     root: str = free("data")
-    """folder with dataset.json, which may move; embedded:digits is packed into data/digits on first use"""
+    """folder or URL of dataset.json (it may move); embedded:digits is packed into data/digits on first use"""
+    cache: str | None = free(None)
+    """folder of this machine for the shards behind a URL; default: ~/.cache/lockstep"""
+    cache_gib: float = free(64.0, gt=0, le=2**20)
+    """GiB that the cache may hold; the shards used longest ago make room"""
     train_split: str = "train"
     """split to learn from"""
     val_split: str = "val"
@@ -40,15 +44,25 @@ class DataConfig(Section):
     """streams that a global batch is dealt from; default: greatest common divisor of global batch and 8"""
     shuffle_block: PositiveInt = 4096
     """consecutive samples of a lane that are permuted together"""
+    balance: Fraction = 0.0
+    """0: every sample once an epoch; 1: every class equally often in an epoch of the same length"""
+    mixup: float = Field(default=0.0, ge=0, le=4)
+    """alpha of the Beta distribution that two images are blended by; 0: off"""
+    cutmix: float = Field(default=0.0, ge=0, le=4)
+    """alpha of the Beta distribution that fixes the area pasted from another image; 0: off"""
+    max_bad: Fraction = free(0.001)
+    """share of the training split that may be broken and is left out, each time by the same neighbour"""
     workers: int = free(2, ge=0, le=256)
-    """reader threads *per process*; 0 reads in the training thread"""
+    """readers *per process*; 0 reads in the training thread"""
+    worker_kind: Literal["threads", "processes"] = free("processes")
+    """threads start at once and need the least CPU; processes do not share the interpreter with training"""
     prefetch: PositiveInt = free(4)
     """batches that each worker reads ahead"""
 
     @property
-    def folder(self) -> Path:
-        """Where dataset.json lies, or will when the embedded set is packed."""
-        return Path("data/digits") if self.root == EMBEDDED_DIGITS else Path(self.root)
+    def location(self) -> str:
+        """Folder or URL where dataset.json lies, or will when the embedded set is packed."""
+        return "data/digits" if self.root == EMBEDDED_DIGITS else self.root
 
 
 class ModelConfig(Section):
@@ -164,6 +178,8 @@ class Config(Section):
     def _fits_together(self) -> Config:
         if self.train.epochs is None and self.train.max_steps is None:
             raise ValueError("train.epochs and train.max_steps are both none; one of them must end the run")
+        if self.task != "multiclass" and self.data.balance:
+            raise ValueError(f"data.balance {self.data.balance} balances classes, which only multiclass has")
         if self.train.global_batch % self.lanes:
             raise ValueError(
                 f"data.lanes {self.lanes} must divide train.global_batch {self.train.global_batch}"

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from data_pipeline.batch import Batch
 from data_pipeline.draws import IntArray, hash64
+from training.inputs import Inputs
 
 DIGEST_PARTS = 4  # of 16 bits each: as float64 they add exactly over any number of processes
 
@@ -25,16 +26,16 @@ def joined_digest(parts: list[float]) -> str:
     return f"{sum(int(value) << 16 * part for part, value in enumerate(parts)) % 2**64:016x}"
 
 
-def batch_digest(batch: Batch, images_BCHW: torch.Tensor, targets_B: torch.Tensor, *, pixels: bool) -> int:
-    """Sum modulo 2**64 of a hash per valid sample: of its key, or of key, pixels and target."""
+def batch_digest(batch: Batch, inputs: Inputs, *, pixels: bool) -> int:
+    """Sum modulo 2**64 of a hash per valid sample: of its key, or of key, pixels and targets with shares."""
     if not bool(batch.valid.all()):
         return 0
-    total = 0
-    images, targets = (images_BCHW.cpu().numpy(), targets_B.cpu().numpy()) if pixels else (None, None)
-    for row, key in enumerate(batch.keys):
-        seen = [] if images is None or targets is None else [images[row].tobytes(), targets[row].tobytes()]
-        total += hash64(key.encode(), *seen)
-    return total % 2**64
+    seen = [inputs.images, inputs.targets] if pixels else []
+    if pixels and inputs.partner_targets is not None:
+        seen += [inputs.partner_targets, inputs.share]
+    arrays = [tensor.cpu().numpy() for tensor in seen]
+    rows = ((key.encode(), *(array[row].tobytes() for array in arrays)) for row, key in enumerate(batch.keys))
+    return sum(hash64(*parts) for parts in rows) % 2**64
 
 
 def _several() -> bool:

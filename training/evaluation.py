@@ -16,7 +16,6 @@ from data_pipeline.draws import hash64
 from data_pipeline.index import DatasetIndex
 from data_pipeline.plan import Work, evaluation_work
 from data_pipeline.stream import stream
-from training.assembly import reading
 from training.command import Request
 from training.config import Config
 from training.console import Console
@@ -32,6 +31,7 @@ from training.counts import (
     joined_digest,
 )
 from training.inputs import Normalizer
+from training.reading import recipe_for
 from training.tasks.task import Tally, Task
 from training.weights import read_weights
 
@@ -82,7 +82,14 @@ def _pass(
 ) -> tuple[Tally, Runs]:
     """This process's sums over its batches, and the numbers of the samples that were in them."""
     data = config.data
-    recipe = reading(config, dataset, accelerator, split=data.val_split, transforms=data.eval_transforms)
+    recipe = recipe_for(
+        config,
+        dataset,
+        accelerator,
+        split=data.val_split,
+        transforms=data.eval_transforms,
+        learning=False,
+    )
 
     def work() -> Iterator[Work]:
         return evaluation_work(
@@ -100,7 +107,9 @@ def _pass(
     training = network.training
     network.eval()
     with torch.inference_mode():
-        for batch in stream(recipe, work, workers=data.workers, prefetch=data.prefetch):
+        for batch in stream(
+            recipe, work, workers=data.workers, prefetch=data.prefetch, kind=data.worker_kind
+        ):
             inputs = normalize(batch)
             with accelerator.autocast():
                 outputs = network(inputs.images)

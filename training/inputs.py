@@ -20,6 +20,9 @@ class Inputs(NamedTuple):
     images: torch.Tensor  # float32 [B, C, H, W], normalised
     targets: torch.Tensor  # int64 [B]
     valid: torch.Tensor  # bool [B]
+    weights: torch.Tensor  # float32 [B], 1 where `valid`, else 0
+    share: torch.Tensor  # float32 [B], what a mixed sample is of itself; 1 where nothing is mixed
+    partner_targets: torch.Tensor | None  # as `targets`, of what the rest is; None: nothing is mixed
 
 
 class Normalizer:
@@ -36,10 +39,17 @@ class Normalizer:
 
     def __call__(self, batch: Batch) -> Inputs:
         """Move without blocking and normalise."""
-        images = batch.images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        images = self._moved(batch.images).permute(0, 3, 1, 2)
         images = images.float().contiguous().sub_(self._mean).div_(self._std)
-        targets = batch.targets.to(self._device, non_blocking=True)
-        return Inputs(images, targets, batch.valid.to(self._device, non_blocking=True))
+        targets, valid = self._moved(batch.targets), self._moved(batch.valid)
+        weights = valid.float()
+        if batch.mixed is None:
+            return Inputs(images, targets, valid, weights, torch.ones_like(weights), None)
+        mixed = batch.mixed
+        return Inputs(images, targets, valid, weights, self._moved(mixed.share), self._moved(mixed.targets))
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._device, non_blocking=True)
 
 
 def forward(model: torch.nn.Module, images_BCHW: torch.Tensor) -> torch.Tensor:

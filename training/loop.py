@@ -5,20 +5,29 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
-from data_pipeline.batch import Batch
+from data_pipeline.batch import BadSample, Batch
 from data_pipeline.draws import hash64
-from training.assembly import Job, training_batches
+from training.assembly import Job
 from training.counts import SharedSums, batch_digest, digest_parts
 from training.evaluation import evaluate
 from training.inputs import Normalizer, forward
 from training.optim import rate_at
 from training.process import Ended, Place, StopFlag
+from training.reading import training_batches
 from training.recorder import Recorder
 from training.reduction import settle_reduction
 from training.run_directory import Start
+
+
+class Taken(NamedTuple):
+    """What one process has of a step."""
+
+    sums: torch.Tensor  # float64: loss, elements, stop, broken samples, digest parts; to be added up over all
+    bad: list[BadSample]
 
 
 def train(job: Job, start: Start, place: Place) -> None:
@@ -45,7 +54,9 @@ def _train_steps(job: Job, recorder: Recorder, flag: StopFlag, place: Place, ste
     with contextlib.closing(stream):
         for step in steps:
             place.step = step
-            sums = SharedSums(_take_step(job, normalize, batches, flag, step))
+            taken = _take_step(job, normalize, batches, flag, step)
+            sums = SharedSums(taken.sums)
+            recorder.skipped(step, taken.bad)
             # A step's sums travel while the next one computes: they are read one step late, or at a pause.
             stop = under_way is not None and recorder.step(under_way[0], under_way[1].result())
             under_way = (step, sums)
@@ -61,30 +72,28 @@ def _train_steps(job: Job, recorder: Recorder, flag: StopFlag, place: Place, ste
                 raise Ended("STOPPED", what, hint="start the same command again to go on")
 
 
-def _take_step(
-    job: Job, normalize: Normalizer, batches: Iterator[Batch], flag: StopFlag, step: int
-) -> torch.Tensor:
-    """One optimizer step; this process's part of its sums, float64: loss, elements, stop, digest parts."""
+def _take_step(job: Job, normalize: Normalizer, batches: Iterator[Batch], flag: StopFlag, step: int) -> Taken:
+    """One optimizer step."""
     accelerator, config = job.accelerator, job.config
     for group in job.optimizer.param_groups:
         group["lr"] = rate_at(step, config.optim, steps=job.schedule_steps)
     # Dropout draws from a generator that is set anew for every step, so there is no state of it to save.
     torch.manual_seed(hash64(f"dropout {config.seed} {step} {accelerator.process_index}".encode()))
     sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    bad: list[BadSample] = []
     digest, last = 0, False
     while not last:
         batch = next(batches)
         assert batch.work.step == step, (batch.work.step, step)
         last = batch.last
+        bad += batch.bad
         inputs = normalize(batch)
         if config.debug.batch_digest != "none":
-            digest += batch_digest(
-                batch, inputs.images, inputs.targets, pixels=config.debug.batch_digest == "pixels"
-            )
+            digest += batch_digest(batch, inputs, pixels=config.debug.batch_digest == "pixels")
         with contextlib.nullcontext() if last else accelerator.no_sync(job.model):
             with accelerator.autocast():
                 outputs = forward(job.model, inputs.images)
-            loss = job.task.loss(outputs, inputs.targets, inputs.valid)
+            loss = job.task.batch_loss(outputs, inputs)
             # Divided by the *global* count. DDP averages over processes, so their number is put back.
             accelerator.backward(loss.total * (accelerator.num_processes / config.train.global_batch))
         sums += torch.stack([loss.total.detach(), loss.elements])
@@ -92,8 +101,8 @@ def _take_step(
         accelerator.clip_grad_norm_(job.model.parameters(), config.optim.clip_norm)
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
-    rest = torch.tensor([float(flag.signal is not None), *digest_parts(digest)], dtype=torch.float64)
-    return torch.cat([sums, rest.to(accelerator.device)])
+    rest = [float(flag.signal is not None), float(len(bad)), *digest_parts(digest)]
+    return Taken(torch.cat([sums, torch.tensor(rest, dtype=torch.float64, device=accelerator.device)]), bad)
 
 
 def _evaluates_after(job: Job, step: int) -> bool:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
+from data_pipeline.batch import BadSample
 from training.assembly import Job
+from training.bad_samples import BadSamples, most_bad
 from training.checkpoint import CheckpointWriter
 from training.console import Console
 from training.counts import joined_digest
@@ -35,6 +37,7 @@ class Recorder:
         )
         self._journal = Journal(run_dir, active=main, committed=job.progress.metrics_bytes)
         self._writer = CheckpointWriter(run_dir / "checkpoints", keep=config.checkpoint.keep)
+        self._bad = BadSamples(run_dir, job.accelerator, most=most_bad(config, job.dataset))
         self._plan = plan_identity(config, job.dataset)  # hashes the whole index: once, not at every save
         self._journal.write(
             "start",
@@ -59,10 +62,12 @@ class Recorder:
     def step(self, step: int, sums: list[float]) -> bool:
         """Record optimizer step `step` (from 0) by its sums over all processes; whether one must stop.
 
-        NONFINITE where the loss is not a number.
+        NONFINITE where the loss is not a number, DATA where too many samples are broken.
         """
         job, config, done = self._job, self._job.config, step + 1
-        loss_sum, count, stop, *digest = sums
+        loss_sum, count, stop, bad, *digest = sums
+        if bad:
+            self._bad.settle(self._console.say)
         loss, rate = loss_sum / count, rate_at(step, config.optim, steps=job.schedule_steps)
         epoch, samples = step // job.plan.steps_per_epoch, done * config.train.global_batch
         if not math.isfinite(loss):
@@ -78,6 +83,10 @@ class Recorder:
             track(job.accelerator, done, {"train/loss": loss, "train/lr": rate})
         self._console.step(step=done, steps=job.last_step, epoch=epoch, loss=loss, lr=rate, samples=samples)
         return stop > 0
+
+    def skipped(self, step: int, bad: list[BadSample]) -> None:
+        """This process put others in the place of these samples in step `step`."""
+        self._bad.met(step + 1, bad)
 
     def evaluation(self, scores: Scores) -> bool:
         """Record the scores after the steps done so far; whether they are the best of the run."""
@@ -149,12 +158,12 @@ class Recorder:
         splits = (config.data.train_split, config.data.val_split)
         training, held_out = (job.dataset.split(name).samples for name in splits)
         say(f"network   {config.model.name}, {parameters / 1e6:.1f} M parameters, {config.train.precision}")
-        say(f"data      {config.data.folder}, {training:,} samples to learn from, {held_out:,} held out")
+        say(f"data      {config.data.location}, {training:,} samples to learn from, {held_out:,} held out")
         kind = "grey" if job.dataset.channels == 1 else "colour"
         say(f"task      {config.task}, {len(job.dataset.classes)} classes, {kind} pictures")
         say(
             f"machine   {processes} process{'es' * (processes > 1)} on {job.accelerator.device.type}, "
-            f"{config.data.workers} reader threads each"
+            f"{config.data.workers} reader {config.data.worker_kind} each"
         )
         say(
             f"plan      {batch} samples a step ({-(-batch // processes)} a process), "

@@ -21,7 +21,7 @@ def settle_reduction(model: torch.nn.Module, task: Task, inputs: Inputs, acceler
         return
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with accelerator.autocast():
-        loss = task.loss(forward(model, inputs.images), inputs.targets, inputs.valid)
+        loss = task.batch_loss(forward(model, inputs.images), inputs)
     accelerator.backward(loss.total * 0.0)
     model.zero_grad(set_to_none=True)
     with torch.no_grad():

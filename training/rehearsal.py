@@ -9,10 +9,11 @@ import torch
 from accelerate import Accelerator
 
 from data_pipeline.index import DatasetIndex
-from training.assembly import assemble, training_batches
+from training.assembly import assemble
 from training.command import Request
 from training.console import Console
 from training.inputs import Normalizer, forward
+from training.reading import training_batches
 from training.state import Progress
 
 STEPS = 2
@@ -38,7 +39,7 @@ def rehearse(request: Request, accelerator: Accelerator, dataset: DatasetIndex) 
     for batch in training_batches(config, dataset, plan, accelerator, steps=steps):
         inputs = normalize(batch)
         with accelerator.autocast():
-            loss = job.task.loss(forward(job.model, inputs.images), inputs.targets, inputs.valid)
+            loss = job.task.batch_loss(forward(job.model, inputs.images), inputs)
         accelerator.backward(loss.total / loss.elements.clamp(min=1))
         if batch.last:
             job.optimizer.step()

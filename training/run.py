@@ -23,9 +23,9 @@ if __name__ == "__main__":
             launcher.tie_to_launcher()
             launcher.check_launch()
 
-            from training import assembly, evaluation, loop, rehearsal, run_directory
+            from training import assembly, evaluation, loop, reading, rehearsal, run_directory
 
-            dataset = assembly.open_dataset(request.config)
+            dataset = reading.open_dataset(request.config)
             accelerator = assembly.join(request.config)
             place.joined(accelerator.process_index)
             if request.mode == "evaluate":

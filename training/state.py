@@ -57,6 +57,7 @@ def plan_identity(config: Config, dataset: DatasetIndex) -> dict[str, Any]:
         "global_batch": config.train.global_batch,
         "lanes": config.lanes,
         "shuffle_block": config.data.shuffle_block,
+        "balance": config.data.balance,
     }
 
 
@@ -65,7 +66,7 @@ def check_plan(recorded: dict[str, Any], config: Config, dataset: DatasetIndex) 
     now = plan_identity(config, dataset)
     if recorded["dataset"] != now["dataset"]:
         raise UserError(
-            f"data.root: '{config.data.folder}' is not the data set of this run "
+            f"data.root: '{config.data.location}' is not the data set of this run "
             f"(its dataset.json has changed: {recorded['dataset'][:12]} -> {now['dataset'][:12]})",
             mend="point --data.root at the data set of this run, or start anew: --fresh",
             code="RESUME",

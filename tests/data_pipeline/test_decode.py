@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from data_pipeline.batch import RawSample
-from data_pipeline.decode import MAX_PIXELS, decode, decode_sample
+from data_pipeline.decode import MAX_PIXELS, decode, decode_reduced, decode_sample
 from data_pipeline.fault import UserError
-from data_pipeline.plan import Work
 
 
 def encoded(picture, kind, **options):
@@ -67,8 +66,7 @@ def test_a_grey_picture_becomes_three_equal_channels_in_a_coloured_data_set(phot
 
 
 def test_the_content_decides_and_not_the_name(photo):
-    work = Work(0, 0, 0, 1, np.arange(1), valid=True)
-    raw = RawSample(work, 0, "key", {"jpg": encoded(photo, "PNG")}, "train-000000.tar", 512)
+    raw = RawSample(0, "key", encoded(photo, "PNG"), None, 0, "train-000000.tar", 512)
     assert np.array_equal(decode_sample(raw, mode="RGB"), np.asarray(photo))
 
 
@@ -139,9 +137,40 @@ def test_the_same_fault_is_told_in_the_same_words():
 
 
 def test_a_sample_that_cannot_be_decoded_is_named_with_its_place(photo):
-    work = Work(0, 0, 0, 1, np.arange(1), valid=True)
-    for members in ({"png": b"<html>"}, {"cls": b"1"}):
-        raw = RawSample(work, 0, "cat/7", members, "train-000003.tar", 1536)
+    for content in (b"<html>", b""):
+        raw = RawSample(0, "cat/7", content, None, 1, "train-000003.tar", 1536)
         with pytest.raises(UserError, match=r"'train-000003.tar': sample 'cat/7': cannot decode") as caught:
             decode_sample(raw, mode="RGB")
         assert caught.value.place == {"shard": "train-000003.tar", "member": "cat/7", "offset": 1536}
+
+
+def test_the_fault_that_the_reader_found_is_the_one_that_is_told():
+    fault = UserError("bytes are missing", mend="copy it again")
+    with pytest.raises(UserError, match="bytes are missing"):
+        decode_sample(RawSample(0, "key", b"", None, 0, "a.tar", 512, fault), mode="RGB")
+
+
+@pytest.mark.parametrize("by", [1, 2, 4, 8])
+def test_a_jpeg_is_decoded_smaller_by_what_the_caller_allows_and_shows_the_same(photo, by):
+    odd = decode_reduced(encoded(photo, "JPEG"), lambda _height, _width: by, mode="RGB")
+    height, width = photo.size[::-1]
+    assert (odd.height, odd.width) == (height, width)
+    assert odd.image.shape == (-(-height // by), -(-width // by), 3)
+    even = photo.crop((0, 0, 448, 296))  # whole blocks of 8 x 8: elsewhere the last pixels are made up
+    decoded = decode_reduced(encoded(even, "JPEG", quality=95), lambda _height, _width: by, mode="RGB")
+    smaller = np.asarray(even.resize(decoded.image.shape[1::-1], Image.Resampling.BOX), np.int64)
+    assert np.abs(decoded.image.astype(np.int64) - smaller).mean() < 4
+
+
+def test_other_formats_are_decoded_whole_and_say_their_size(photo):
+    asked = []
+    decoded = decode_reduced(encoded(photo, "PNG"), lambda *size: asked.append(size) or 8, mode="RGB")
+    assert asked == [photo.size[::-1]]
+    assert decoded.image.shape[:2] == (decoded.height, decoded.width) == photo.size[::-1]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_sixteen_bits_lose_their_lower_half_instead_of_turning_white(mode):
+    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    image = decode(encoded(Image.fromarray(values), "PNG"), mode=mode)
+    assert np.abs(image[:, :, 0] - np.round(values / 257)).max() == 0

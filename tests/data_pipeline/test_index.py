@@ -10,17 +10,11 @@ import pytest
 from data_pipeline.disk import file_sha256
 from data_pipeline.draws import hash64
 from data_pipeline.fault import UserError
-from data_pipeline.index import (
-    Shard,
-    index_path,
-    index_tar,
-    read_dataset,
-    read_shard_index,
-    write_dataset,
-    write_shard_index,
-)
-from data_pipeline.plan import Work
+from data_pipeline.index import FORMAT, Shard, index_path, read_dataset, write_dataset
 from data_pipeline.read import ShardReader
+from data_pipeline.shard_index import make_shard_index, read_shard_index, write_shard_index
+from data_pipeline.store import Folder
+from data_pipeline.tars import tar_members
 
 
 @pytest.fixture
@@ -49,11 +43,23 @@ def change_json(root, change):
 
 
 def read_first(root):
-    reader = ShardReader(root, read_dataset(root).split("train"))
+    reader = ShardReader(Folder(root), read_dataset(root), "train")
     try:
-        return reader.read(0, Work(0, 0, 0, 1, np.array([0]), valid=True))
+        return reader.read(0)
     finally:
         reader.close()
+
+
+def described(tar, samples, index_sha256):
+    """The entry in dataset.json of a tar and of the index that was written for it."""
+    return Shard(tar.name, samples, tar.stat().st_size, file_sha256(tar), index_sha256)
+
+
+def indexed(tar, labels):
+    """The index of a tar, written beside it and read again."""
+    index = make_shard_index(tar_members(tar), labels)
+    digest = write_shard_index(index_path(tar), index)
+    return index, read_shard_index(index_path(tar), described(tar, len(index), digest))
 
 
 def test_an_index_says_where_tarfile_finds_every_member(photo_dataset):
@@ -94,43 +100,44 @@ def test_the_digest_of_a_split_is_the_sum_of_its_keys_hashes(photo_dataset):
 
 
 def test_members_that_a_sample_lacks_have_offset_zero(tmp_path):
-    write_tar(
-        tmp_path / "a.tar", [("dir/ä.png", b"12"), ("dir/ä.cls", b"0"), ("b.cls", b"1"), ("b.x.json", b"{}")]
-    )
-    index = index_tar(tmp_path / "a.tar")
-    assert index.keys == ["dir/ä", "b"]
-    assert index.extensions == ["cls", "png", "x.json"]
-    assert (index.offset > 0).tolist() == [[True, True, False], [True, False, True]]
-    write_shard_index(tmp_path / "a.idx", index)
-    shard = described(tmp_path / "a.tar", 2)
-    again = read_shard_index(tmp_path / "a.idx", shard)
-    assert again.keys == index.keys
-    assert again.extensions == index.extensions
-    assert all(np.array_equal(one, other) for one, other in zip(again[2:], index[2:], strict=True))
+    members = [("dir/ä.png", b"12"), ("dir/ä.cls", b"0"), ("b.cls", b"1"), ("b.x.json", b"{}")]
+    write_tar(tmp_path / "a.tar", members)
+    index, again = indexed(tmp_path / "a.tar", np.array([0, 1], np.int32))
+    assert index.keys == again.keys == ["dir/ä", "b"]
+    assert index.extensions == again.extensions == ["cls", "png", "x.json"]
+    assert (again.offset > 0).tolist() == [[True, True, False], [True, False, True]]
+    assert again.column(("png", "x.json"), 0) == 1
+    assert again.column(("png", "x.json"), 1) == 2
+    assert again.column(("png", "jpg"), 1) is None
+    for name in ("offset", "size", "crc32", "labels", "key_ends", "key_bytes"):
+        assert np.array_equal(getattr(index, name), getattr(again, name)), name
 
 
-def described(path, samples):
-    return Shard(path.name, samples, path.stat().st_size, file_sha256(path))
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([3, 0], np.int32),
+        np.array([[1, 0, -1], [-1, -1, 1]], np.int8),
+        np.zeros((2, 0), np.int8),
+    ],
+)
+def test_labels_of_every_task_come_back(tmp_path, labels):
+    write_tar(tmp_path / "a.tar", [("a.jpg", b"1"), ("b.jpg", b"2")])
+    _, again = indexed(tmp_path / "a.tar", labels)
+    assert again.labels.dtype == labels.dtype
+    assert np.array_equal(again.labels, labels)
+
+
+def test_an_index_of_a_tar_without_samples_comes_back(tmp_path):
+    write_tar(tmp_path / "a.tar", [])
+    _, again = indexed(tmp_path / "a.tar", np.zeros(0, np.int32))
+    assert (len(again), again.keys, again.extensions) == (0, [], [])
 
 
 def test_an_index_with_a_very_long_key_comes_back(tmp_path):
     key = "deep/" * 60 + "n" * 200
     write_tar(tmp_path / "a.tar", [(f"{key}.jpg", b"1"), (f"{key}.cls", b"0")])
-    write_shard_index(tmp_path / "a.idx", index_tar(tmp_path / "a.tar"))
-    assert read_shard_index(tmp_path / "a.idx", described(tmp_path / "a.tar", 1)).keys == [key]
-
-
-@pytest.mark.parametrize(
-    ("members", "words"),
-    [
-        ([("a.jpg", b"1"), ("a.jpg", b"2")], "'a.jpg' is there twice"),
-        ([("README", b"1")], "'README' has no ext"),
-    ],
-)
-def test_a_tar_that_is_no_webdataset_is_refused(tmp_path, members, words):
-    write_tar(tmp_path / "a.tar", members)
-    with pytest.raises(UserError, match=words):
-        index_tar(tmp_path / "a.tar")
+    assert indexed(tmp_path / "a.tar", np.zeros(1, np.int32))[1].keys == [key]
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "noise", "another shard's"])
@@ -150,6 +157,7 @@ def test_a_damaged_index_is_an_error_that_names_it(copied, damage):
 
 
 def test_an_index_never_ends_in_anything_but_a_user_error(copied):
+    """With a checksum that fits, as of somebody who writes indexes to do harm."""
     shard, tar = first_shard(copied)
     path = index_path(tar)
     whole = path.read_bytes()
@@ -160,10 +168,20 @@ def test_an_index_never_ends_in_anything_but_a_user_error(copied):
             data[place] = numbers.integers(0, 256)
         path.write_bytes(data)
         try:
-            index = read_shard_index(path, shard)
+            index = read_shard_index(path, replace(shard, index_sha256=file_sha256(path)))
         except UserError:
             continue
-        assert len(index.keys) == shard.samples
+        assert len(index) == shard.samples
+
+
+def test_any_changed_byte_of_an_index_is_noticed(copied):
+    shard, tar = first_shard(copied)
+    path = index_path(tar)
+    whole = path.read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(whole), 100).tolist():
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match="its SHA-256 is not the one in"):
+            read_shard_index(path, shard)
 
 
 def test_an_index_that_points_behind_its_tar_is_refused(copied):
@@ -171,9 +189,9 @@ def test_an_index_that_points_behind_its_tar_is_refused(copied):
     index = read_shard_index(index_path(tar), shard)
     offset = index.offset.copy()
     offset[0, 0] = 2**64 - 1  # offset + size wraps around to 0
-    write_shard_index(index_path(tar), index._replace(offset=offset))
+    digest = write_shard_index(index_path(tar), replace(index, offset=offset))
     with pytest.raises(UserError, match="behind the end"):
-        read_shard_index(index_path(tar), shard)
+        read_shard_index(index_path(tar), replace(shard, index_sha256=digest))
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "longer"])
@@ -199,7 +217,7 @@ def test_a_shard_that_leaves_its_folder_is_unsafe(copied, name):
 
 def test_another_format_is_refused_with_both_numbers(copied):
     change_json(copied, lambda raw: raw.update(format=7))
-    with pytest.raises(UserError, match="has format 7, this version reads format 1"):
+    with pytest.raises(UserError, match=f"has format 7, this version reads format {FORMAT}"):
         read_dataset(copied)
 
 

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import resource
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -12,15 +13,16 @@ from PIL import Image, ImageOps
 
 from data_pipeline.fault import UserError
 from data_pipeline.index import read_dataset
-from data_pipeline.pack import UNDER_WAY, pack
-from data_pipeline.sources import class_folders
+from data_pipeline.items import SourceOptions
+from data_pipeline.pack import pack
+from data_pipeline.sources import find_source
 
 SHARDS = {"shard_samples": 10, "shard_bytes": 1 << 30}
 
 
-def packed(folder, root, *, val_fraction=0.0, seed=0, workers=1, **shards):
-    source = class_folders(folder, val_fraction=val_fraction, seed=seed)
-    return pack(source, root, workers=workers, seed=seed, **{**SHARDS, **shards})
+def packed(folder, root, *, val_fraction=0.0, seed=0, workers=1, **options):
+    source = find_source(folder, SourceOptions(val_fraction=val_fraction, seed=seed))
+    return pack(source, root, workers=workers, seed=seed, **{**SHARDS, **options})
 
 
 def stored(root, split="train"):
@@ -300,7 +302,7 @@ def nothing(root):
     ("make", "words"),
     [
         (nothing, "no folder"),
-        (a_file, "no folder"),
+        (a_file, "is a file"),
         (empty_source, "is empty"),
         (empty_class, "dogs' holds no pictures"),
     ],
@@ -337,22 +339,58 @@ def test_a_destination_that_holds_something_else_is_left_as_it_is(photo_folder, 
     assert hashes(taken) == before
 
 
-def test_packing_that_was_interrupted_can_be_started_again(photo_folder, tmp_path):
-    packed(photo_folder, tmp_path / "whole")
-    packed(photo_folder, tmp_path / "again")
-    (tmp_path / "again" / "dataset.json").unlink()
-    tar = tmp_path / "again" / "train-000003.tar"
-    tar.rename(tar.with_name(".train-000003.tar.part"))
-    shutil.copy(tar.with_suffix(".idx"), tmp_path / "again" / "train-000099.idx")  # of another cut
-    with pytest.raises(UserError, match="holds other files"):  # they might be somebody's own tars
-        packed(photo_folder, tmp_path / "again")
-    (tmp_path / "again" / UNDER_WAY).touch()
-    packed(photo_folder, tmp_path / "again")
-    assert hashes(tmp_path / "again") == hashes(tmp_path / "whole")
-
-
-def test_progress_is_told_of_every_picture(photo_folder, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_is_told_of_every_picture(photo_folder, tmp_path, workers):
     told = []
-    source = class_folders(photo_folder, val_fraction=0.2, seed=0)
-    pack(source, tmp_path / "root", workers=1, seed=0, progress=told.append, **SHARDS)
-    assert told == [10, 10, 10, 10, 8, 10, 2]
+    packed(photo_folder, tmp_path / "root", val_fraction=0.2, workers=workers, progress=told.append)
+    assert sum(told) == 60
+
+
+def test_progressive_jpegs_are_counted_until_they_are_made_baseline(one_class, photo, tmp_path):
+    for number in range(3):
+        photo.save(one_class / f"{number}.jpg", progressive=True)
+    photo.save(one_class / "baseline.jpg")
+    as_they_are = packed(one_class.parent, tmp_path / "a")
+    again = packed(one_class.parent, tmp_path / "b", reencode=True)
+    assert as_they_are.remarks == (
+        "warning: 3 JPEGs are progressive, 2.8x slower to decode: pack again with --reencode",
+    )
+    assert again.remarks == ()
+    assert all("progressive" not in shown(one)[1].info for one in stored(tmp_path / "b").values())
+
+
+def test_pictures_that_are_made_smaller_fill_tars_by_what_they_will_take(one_class, photographs, tmp_path):
+    for number in range(8):
+        Image.fromarray(photographs["astronaut"]).save(one_class / f"{number}.png")
+    limit = (one_class / "0.png").stat().st_size
+    as_they_are = packed(one_class.parent, tmp_path / "a", shard_bytes=limit).dataset
+    smaller = packed(one_class.parent, tmp_path / "b", shard_bytes=limit, resize_shorter=32).dataset
+    assert len(as_they_are.split("train").shards) == 8
+    assert len(smaller.split("train").shards) == 1
+    assert {shown(sample)[1].size for sample in stored(tmp_path / "b").values()} == {(32, 32)}
+
+
+def test_a_name_that_readers_of_tars_skip_is_left_out_and_said(photo_folder, tmp_path):
+    source = shutil.copytree(photo_folder, tmp_path / "source")
+    (source / "cat" / "__MACOSX").mkdir()
+    shutil.copy(source / "cat" / "01.jpg", source / "cat" / "__MACOSX")
+    result = packed(source, tmp_path / "root")
+    assert [(Path(path).name, reason) for path, reason in result.bad] == [
+        ("01.jpg", "readers of tars take no sample 'cat/__MACOSX/01': give it another name")
+    ]
+    assert result.dataset.split("train").samples == 60
+
+
+def test_a_machine_that_fails_is_no_fault_of_the_pictures(photo_folder, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    source = find_source(photo_folder, SourceOptions(val_fraction=0, seed=0))
+
+    def no_more_files(_):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            pack(source, tmp_path / "root", workers=1, seed=0, progress=no_more_files, **SHARDS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not (tmp_path / "root" / "dataset.json").exists()

@@ -1,29 +1,67 @@
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.balance import Balance, class_table, class_totals
 from data_pipeline.plan import Plan, evaluation_work, share, training_work
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a plan was made of, so that it can be made again."""
+
+    labels: list[list[int]]  # of each shard
+    options: dict[str, int]
+    strength: float | None
+
+    def plan(self):
+        columns = [np.array(one, np.int32) for one in self.labels]
+        balance = None
+        if self.strength is not None:
+            balance = Balance(self.strength, class_table(columns, 4), columns.__getitem__)
+        return Plan(np.array([len(one) for one in columns]), **self.options, balance=balance)
+
+
 @st.composite
-def plans(draw):
-    shards = draw(st.lists(st.integers(1, 40), min_size=1, max_size=12))
+def made(draw, balanced=None):
+    """Shards of any size, empty ones and single samples too, with labels of four unequal classes."""
+    sizes = draw(st.lists(st.one_of(st.integers(0, 2), st.integers(0, 40)), min_size=1, max_size=12))
     lanes = draw(st.sampled_from([1, 2, 4, 8]))
     global_batch = lanes * draw(st.integers(1, 8))
-    while sum(shards) < global_batch:
-        shards.append(global_batch)
-    block, seed = draw(st.integers(1, 50)), draw(st.integers(0, 2**63 - 1))
-    return Plan(np.array(shards), seed=seed, global_batch=global_batch, lanes=lanes, shuffle_block=block)
+    while sum(sizes) < global_batch:
+        sizes.append(global_batch)
+    label = st.sampled_from([0] * 12 + [1] * 3 + [2])
+    labels = [draw(st.lists(label, min_size=size, max_size=size)) for size in sizes]
+    options = {"seed": draw(st.integers(0, 2**63 - 1)), "shuffle_block": draw(st.integers(1, 50))}
+    strengths = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
+    if balanced is None:
+        strengths = st.one_of(st.none(), strengths)
+    return Made(labels, {**options, "lanes": lanes, "global_batch": global_batch}, draw(strengths))
+
+
+def plans():
+    return made().map(Made.plan)
 
 
 def epoch_batches(plan, epoch):
     first = epoch * plan.steps_per_epoch
-    return [plan.batch(step) for step in range(first, first + plan.steps_per_epoch)]
+    return [plan.drawn(step) for step in range(first, first + plan.steps_per_epoch)]
+
+
+def pairs(drawn):
+    """Number and copy of each sample: what a balanced epoch has but once."""
+    copies = np.zeros_like(drawn.numbers) if drawn.copies is None else drawn.copies
+    return list(zip(drawn.numbers.tolist(), copies.tolist(), strict=True))
+
+
+def read_in(plan, epoch):
+    return np.concatenate([one.numbers for one in epoch_batches(plan, epoch)])
 
 
 def example(seed=0, samples=1003, global_batch=16):
@@ -32,51 +70,109 @@ def example(seed=0, samples=1003, global_batch=16):
     return Plan(shards, seed=seed, global_batch=global_batch, lanes=4, shuffle_block=32)
 
 
+@settings(deadline=None)
 @given(plans(), st.integers(0, 3))
 def test_an_epoch_reads_every_sample_once_apart_from_the_dropped_tail(plan, epoch):
     batches = epoch_batches(plan, epoch)
-    read = np.concatenate(batches)
-    assert all(len(batch) == plan.global_batch for batch in batches)
-    assert len(set(read.tolist())) == len(read) == plan.samples - plan.samples % plan.global_batch
-    assert read.min() >= 0
-    assert read.max() < plan.samples
+    assert all(len(batch.numbers) == len(plan.batch(0)) == plan.global_batch for batch in batches)
+    read = Counter(pair for batch in batches for pair in pairs(batch))
+    assert set(read.values()) == {1}
+    assert len(read) == plan.samples - plan.samples % plan.global_batch
+    assert all(0 <= number < plan.samples and copy >= 0 for number, copy in read)
 
 
-@given(plans(), st.integers(1, 12), st.integers(1, 9), st.integers(0, 40))
+@settings(deadline=None)
+@given(made(balanced=True), st.integers(0, 3))
+def test_a_balanced_epoch_has_all_occurrences_of_its_classes_apart_from_the_dropped_tail(origin, epoch):
+    plan = origin.plan()
+    labels = np.concatenate([np.array(one, int) for one in origin.labels])
+    read = Counter(labels[read_in(plan, epoch)].tolist())
+    totals = class_totals(np.bincount(labels, minlength=4), origin.strength)
+    missing = totals - np.array([read[label] for label in range(4)])
+    assert missing.min() >= 0
+    assert missing.sum() == plan.samples % plan.global_batch
+
+
+def test_a_strength_of_zero_reads_every_sample_once():
+    labels = [np.arange(10) % 3, np.zeros(6, int)]
+    balance = Balance(0.0, class_table(labels, 3), labels.__getitem__)
+    plan = Plan(np.array([10, 6]), seed=0, global_batch=4, lanes=2, shuffle_block=4, balance=balance)
+    assert sorted(read_in(plan, 1)) == list(range(16))
+
+
+@settings(deadline=None)
+@given(plans(), st.integers(1, 12), st.integers(1, 9), st.integers(0, 40), st.booleans())
 def test_the_processes_together_read_exactly_the_global_batch_in_its_order(
-    plan, processes, micro_batch, step
+    plan, processes, micro_batch, step, mixing
 ):
     read = []
     for process in range(processes):
-        pieces = list(
-            training_work(
-                plan,
-                steps=range(step, step + 1),
-                process=process,
-                processes=processes,
-                micro_batch=micro_batch,
-            )
-        )
+        topology = {"process": process, "processes": processes, "micro_batch": micro_batch}
+        pieces = list(training_work(plan, steps=range(step, step + 1), **topology, mixing=mixing))
         assert [work.piece for work in pieces] == list(range(pieces[0].pieces))
         assert all(len(work.numbers) <= micro_batch and work.step == step for work in pieces)
         assert all(work.epoch == step // plan.steps_per_epoch for work in pieces)
-        read += [work.numbers for work in pieces if work.valid]
-    assert np.concatenate(read).tolist() == plan.batch(step).tolist()
+        read += [work for work in pieces if work.valid]
+    batch = pairs(plan.drawn(step))
+    assert [pair for work in read for pair in pairs(work)] == batch
+    assert all(work.first == sum(len(one.numbers) for one in read[:place]) for place, work in enumerate(read))
+    if mixing:
+        partners = [
+            (number, 0 if work.partner_copies is None else int(work.partner_copies[row]))
+            for work in read
+            for row, number in enumerate(work.partners.tolist())
+        ]
+        assert partners == [
+            batch[place ^ 1 if place ^ 1 < len(batch) else place] for place in range(len(batch))
+        ]
+    else:
+        assert all(work.partners is None and work.partner_copies is None for work in read)
 
 
-@given(plans(), st.integers(0, 40))
-def test_a_batch_does_not_depend_on_what_was_asked_before(plan, step):
-    expected = plan.batch(step)
-    fresh = Plan(
-        plan.shard_samples,
-        seed=plan.seed,
-        global_batch=plan.global_batch,
-        lanes=plan.lanes,
-        shuffle_block=plan.shuffle_block,
-    )
+@settings(deadline=None)
+@given(made(), st.integers(0, 40))
+def test_a_batch_does_not_depend_on_what_was_asked_before(origin, step):
+    expected = pairs(origin.plan().drawn(step))
+    fresh = origin.plan()
     for other in (step + 7, step + 1, 0):
         fresh.batch(other)
-    assert fresh.batch(step).tolist() == expected.tolist()
+    assert pairs(fresh.drawn(step)) == expected
+    assert fresh.batch(step).tolist() == [number for number, _ in expected]
+
+
+@st.composite
+def legs(draw):
+    """Stretches of a run, each a start of its own: steps, processes, micro-batch."""
+    starts = st.tuples(st.integers(1, 30), st.integers(1, 5), st.integers(1, 16))
+    return draw(st.lists(starts, min_size=1, max_size=4))
+
+
+def check_legs(origin, run):
+    read, step = [], 0
+    for length, processes, micro_batch in run:
+        steps = range(step, step + length)
+        plan, per_step = origin.plan(), {one: [] for one in steps}
+        for process in range(processes):
+            topology = {"process": process, "processes": processes, "micro_batch": micro_batch}
+            for work in training_work(plan, steps=steps, **topology):
+                per_step[work.step] += pairs(work) if work.valid else []
+        read += per_step.values()
+        step = steps.stop
+    whole = origin.plan()
+    assert read == [pairs(whole.drawn(one)) for one in range(step)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(made(), legs())
+def test_a_run_that_stops_and_goes_on_elsewhere_reads_what_one_that_never_stops_reads(origin, run):
+    check_legs(origin, run)
+
+
+@pytest.mark.slow
+@settings(max_examples=1500, deadline=None)
+@given(made(), legs())
+def test_thousands_of_runs_that_stop_and_go_on_elsewhere_read_what_those_that_never_stop_read(origin, run):
+    check_legs(origin, run)
 
 
 def test_a_process_without_a_share_gets_a_stand_in_that_does_not_count():
@@ -86,6 +182,20 @@ def test_a_process_without_a_share_gets_a_stand_in_that_does_not_count():
         assert len(work.numbers) == (1 if process < 4 else 2)  # a pair: BatchNorm cannot train on one sample
         assert work.valid == (process < 4)
         assert work.numbers[0] in plan.batch(3)
+        assert work.first == (process if process < 4 else 0)
+
+
+def test_a_stand_in_is_whole_in_every_way_that_others_are():
+    labels = [np.array([0, 0, 0, 0, 0, 1])]
+    balance = Balance(1.0, class_table(labels, 2), labels.__getitem__)
+    for batch in (1, 2, 3):
+        plan = Plan(np.array([6]), seed=0, global_batch=batch, lanes=1, shuffle_block=4, balance=balance)
+        (work,) = training_work(plan, steps=range(1, 2), process=4, processes=5, micro_batch=2, mixing=True)
+        drawn = pairs(plan.drawn(1))
+        own = [0, min(1, batch - 1)]
+        assert (work.valid, work.first, pairs(work)) == (False, 0, [drawn[place] for place in own])
+        partners = list(zip(work.partners.tolist(), work.partner_copies.tolist(), strict=True))
+        assert partners == [drawn[place] for place in own[::-1]]
 
 
 def test_micro_batches_of_one_sample_are_avoided():
@@ -96,7 +206,7 @@ def test_micro_batches_of_one_sample_are_avoided():
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = [np.concatenate(epoch_batches(example(seed), epoch)) for seed in (0, 1) for epoch in (0, 1, 2)]
+    orders = [read_in(example(seed), epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
     firsts = {tuple(order[:16].tolist()) for order in orders}
     assert len(firsts) == len(orders)
     # Not a rotation or a reversal of each other: hardly any sample keeps its place.
@@ -106,13 +216,13 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 def test_the_dropped_tail_differs_from_epoch_to_epoch():
     plan = example()
     everything = set(range(plan.samples))
-    tails = [everything - set(np.concatenate(epoch_batches(plan, epoch)).tolist()) for epoch in range(8)]
+    tails = [everything - set(read_in(plan, epoch).tolist()) for epoch in range(8)]
     assert all(len(tail) == 1003 % 16 for tail in tails)
     assert len({frozenset(tail) for tail in tails}) >= 7
 
 
 def test_the_order_is_shuffled_within_shards_and_not_only_across_them():
-    read = np.concatenate(epoch_batches(example(), 0))
+    read = read_in(example(), 0)
     assert (np.diff(read) == 1).mean() < 0.1
 
 
@@ -169,26 +279,81 @@ def test_the_order_is_the_one_that_recorded_runs_were_made_with():
     ]
 
 
+def test_the_balanced_order_is_the_one_that_recorded_runs_were_made_with():
+    labels = [np.array([0, 0, 1]), np.array([0, 0, 0, 2]), np.array([0]), np.array([0, 0, 1, 0])]
+    balance = Balance(0.5, class_table(labels, 3), labels.__getitem__)
+    plan = Plan(np.array([3, 4, 1, 4]), seed=7, global_batch=4, lanes=2, shuffle_block=3, balance=balance)
+    assert plan.steps_per_epoch == 3
+    assert [pairs(plan.drawn(step)) for step in range(6)] == [
+        [(8, 0), (11, 0), (2, 1), (6, 0)],
+        [(10, 0), (2, 0), (5, 0), (3, 0)],
+        [(9, 0), (0, 0), (6, 1), (4, 0)],
+        [(3, 0), (6, 1), (9, 0), (10, 1)],
+        [(4, 0), (11, 0), (7, 0), (2, 0)],
+        [(8, 0), (10, 0), (6, 0), (1, 0)],
+    ]
+
+
 def test_a_global_batch_that_the_lanes_do_not_divide_is_our_own_mistake():
     with pytest.raises(AssertionError):
         Plan(np.array([10]), seed=0, global_batch=6, lanes=4, shuffle_block=4)
 
 
+def calls_of(plan, step):
+    """Calls of functions, Python's and C's, that the batch of a plan never asked before takes."""
+    counted = Counter()
+
+    def count(frame, event, argument):
+        counted[event] += 1
+
+    sys.setprofile(count)
+    try:
+        plan.drawn(step)
+    finally:
+        sys.setprofile(None)
+    return counted["call"] + counted["c_call"]
+
+
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_a_step_that_is_a_million_epochs_away_costs_no_more_than_the_first(strength):
+    labels = [[0] * 50 + [1] * (shard % 5) for shard in range(20)]
+    origin = Made(labels, {"seed": 0, "global_batch": 32, "lanes": 4, "shuffle_block": 16}, strength)
+    first = calls_of(origin.plan(), 0)
+    for epoch in (1, 1000, 10**6):
+        step = epoch * origin.plan().steps_per_epoch + 17
+        assert calls_of(origin.plan(), step) < 2 * first
+
+
 HUGE = """
 import resource
 import numpy as np
+from data_pipeline.balance import Balance
 from data_pipeline.plan import Plan
-plan = Plan(np.full(10**6, 10**4), seed=0, global_batch=4096, lanes=8, shuffle_block=1 << 16)
+SETTING
 last = plan.steps_per_epoch
 for step in (0, 1, 2, last // 2, last - 1, last, last + 1):
-    batch = plan.batch(step)
-    assert len(set(batch.tolist())) == 4096 and batch.max() < 10**10
+    batch = plan.drawn(step)
+    copies = batch.numbers * 0 if batch.copies is None else batch.copies
+    assert len(set(zip(batch.numbers.tolist(), copies.tolist()))) == 4096 and batch.numbers.max() < 10**10
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+MANY_SHARDS = """
+plan = Plan(np.full(10**6, 10**4), seed=0, global_batch=4096, lanes=8, shuffle_block=1 << 16)
+"""
+BALANCED = """
+counts = np.array([90_000, 5_000, 3_000, 1_000, 500, 300, 150, 40, 9, 1])
+labels = np.repeat(np.arange(10, dtype=np.int32), counts)
+balance = Balance(1.0, np.tile(counts, (10**5, 1)), lambda shard: labels)
+plan = Plan(
+    np.full(10**5, 10**5), seed=0, global_batch=4096, lanes=8, shuffle_block=1 << 14, balance=balance
+)
 """
 
 
-def test_ten_billion_samples_in_a_million_shards_are_planned_in_memory_for_the_shards_alone():
+@pytest.mark.parametrize("setting", [MANY_SHARDS, BALANCED], ids=["many shards", "balanced"])
+def test_ten_billion_samples_are_planned_in_memory_for_the_shards_alone(setting):
+    code = HUGE.replace("SETTING", setting)
     done = subprocess.run(
-        [sys.executable, "-c", HUGE], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert int(done.stdout) < 1_000_000  # KiB

@@ -19,6 +19,7 @@ from training.counts import (
     distinct,
     joined_digest,
 )
+from training.inputs import Inputs
 
 DIGEST = st.integers(0, 2**64 - 1)
 
@@ -75,9 +76,12 @@ def batch_of(keys, *, valid=True):
     return Batch(work, images, targets, torch.full((len(keys),), valid), list(keys))
 
 
-def digest_of(batch, *, pixels, images=None, targets=None):
+def digest_of(batch, *, pixels, images=None, targets=None, share=None, partners=None):
     images = batch.images.float() if images is None else images
-    return batch_digest(batch, images, batch.targets if targets is None else targets, pixels=pixels)
+    targets = batch.targets if targets is None else targets
+    share = torch.ones(len(targets)) if share is None else share
+    inputs = Inputs(images, targets, batch.valid, batch.valid.float(), share, partners)
+    return batch_digest(batch, inputs, pixels=pixels)
 
 
 @pytest.mark.parametrize("pixels", [False, True])
@@ -111,6 +115,17 @@ def test_a_pixel_a_target_or_a_key_that_differs_changes_the_digest():
     }
     assert len(found) == 5
     assert digest_of(batch, pixels=False, images=images, targets=targets) == digest_of(batch, pixels=False)
+
+
+def test_what_a_sample_is_mixed_with_and_how_much_is_in_the_digest():
+    batch, partners = batch_of("abcd"), torch.tensor([1, 0, 3, 2])
+    found = {
+        digest_of(batch, pixels=True),
+        digest_of(batch, pixels=True, partners=partners),
+        digest_of(batch, pixels=True, partners=partners.flip(0)),
+        digest_of(batch, pixels=True, partners=partners, share=torch.full((4,), 0.5)),
+    }
+    assert len(found) == 4
 
 
 def test_a_stand_in_for_an_empty_share_counts_nothing():

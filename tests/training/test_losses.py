@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from training.inputs import Inputs
 from training.losses import cross_entropy
+from training.tasks import TASKS
 
 
 def example(count=12, classes=5):
@@ -19,7 +21,8 @@ def example(count=12, classes=5):
 
 
 def all_valid(count):
-    return torch.ones(count, dtype=torch.bool)
+    """The weights of samples that all count in full."""
+    return torch.ones(count)
 
 
 def test_sum_and_count_give_the_mean_that_torch_gives():
@@ -50,9 +53,9 @@ def test_however_a_batch_is_cut_the_gradient_is_that_of_the_whole(cuts):
 
 def test_samples_that_are_not_valid_count_nowhere():
     logits, targets = example()
-    valid = all_valid(12)
+    valid = all_valid(12).bool()
     valid[[1, 7]] = False
-    loss = cross_entropy(logits, targets, valid)
+    loss = cross_entropy(logits, targets, valid.float())
     kept = cross_entropy(logits[valid], targets[valid], all_valid(10))
     assert loss.elements == kept.elements == 10
     assert loss.total.item() == pytest.approx(kept.total.item())
@@ -63,7 +66,7 @@ def test_samples_that_are_not_valid_count_nowhere():
 
 def test_a_batch_without_a_valid_sample_has_a_zero_gradient_and_not_none():
     logits, targets = example()
-    loss = cross_entropy(logits, targets, ~all_valid(12))
+    loss = cross_entropy(logits, targets, torch.zeros(12))
     assert (loss.total, loss.elements) == (0, 0)
     assert torch.equal(torch.autograd.grad(loss.total, logits)[0], torch.zeros_like(logits))
 
@@ -74,3 +77,26 @@ def test_half_precision_logits_are_summed_in_float32():
     assert loss.total.dtype == torch.float32
     reference = cross_entropy(logits.bfloat16().float(), targets, all_valid(4096))
     assert loss.total.item() == pytest.approx(reference.total.item(), rel=1e-6)
+
+
+def test_a_mixed_sample_counts_in_part_for_its_own_target_and_for_its_partners():
+    logits, targets = example()
+    share = torch.linspace(0, 1, 12)
+    partners = targets.flip(0)
+    valid = torch.ones(12, dtype=torch.bool)
+    valid[3] = False
+    inputs = Inputs(logits, targets, valid, valid.float(), share, partners)
+    loss = TASKS["multiclass"](5).batch_loss(logits, inputs)
+    soft = share[:, None] * functional.one_hot(targets, 5) + (1 - share[:, None]) * functional.one_hot(
+        partners, 5
+    )
+    expected = functional.cross_entropy(logits[valid], soft[valid], reduction="sum")
+    assert loss.total.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert loss.elements.item() == pytest.approx(11)
+
+
+def test_without_mixing_the_loss_of_a_batch_is_that_of_its_targets_to_the_last_bit():
+    logits, targets = example()
+    inputs = Inputs(logits, targets, all_valid(12).bool(), all_valid(12), all_valid(12), None)
+    loss = TASKS["multiclass"](5).batch_loss(logits, inputs)
+    assert torch.equal(loss.total, functional.cross_entropy(logits, targets, reduction="none").sum())

@@ -26,7 +26,7 @@ def multiclass(classes: int) -> Task:
 
 
 def _tally(logits_BC: torch.Tensor, targets_B: torch.Tensor, valid_B: torch.Tensor) -> Tally:
-    loss = cross_entropy(logits_BC, targets_B, valid_B)
+    loss = cross_entropy(logits_BC, targets_B, valid_B.float())
     right_B = (logits_BC.argmax(dim=1) == targets_B) & valid_B
     return {"right": right_B.sum().double(), "loss": loss.total.double(), "count": loss.elements.double()}
 

@@ -1,0 +1,65 @@
+"""Decodes a sample together with its first transform: a JPEG that will be cut small is not decoded large."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.batch import Image, Pixels, RawSample
+from data_pipeline.decode import decode_reduced
+from data_pipeline.index import DatasetIndex
+from data_pipeline.masks import class_table, mask_classes, read_mask
+from data_pipeline.transforms import FRAMES, TRANSFORMS, Frame, cut
+
+REDUCTIONS = (8, 4, 2)  # of a JPEG's inverse cosine transform
+
+
+class Opener:
+    """From a sample's bytes to its pixels, the first transform (name, parameters) applied."""
+
+    def __init__(self, dataset: DatasetIndex, first: tuple[str, dict[str, Any]] | None) -> None:
+        self._mode = dataset.image_mode
+        self._classes = class_table(dataset.mask_values)
+        self._name, self._parameters = first or ("", {})
+
+    def __call__(self, raw: RawSample, draws: np.random.Generator) -> Pixels:
+        """The pixels; ValueError where image or mask cannot be used."""
+        if raw.mask is None and self._name in FRAMES:
+            return Pixels(self._decoded_cut(raw.image, draws))
+        pixels = self._decoded_whole(raw)
+        return TRANSFORMS[self._name](pixels, draws, **self._parameters) if self._name else pixels
+
+    def _decoded_cut(self, data: bytes, draws: np.random.Generator) -> Image:
+        frames: list[Frame] = []  # drawn once, also where a second decoder has to try
+
+        def reduction(height: int, width: int) -> int:
+            if not frames:
+                frames.append(FRAMES[self._name](height, width, draws, **self._parameters))
+            frame = frames[0]
+            spare = min(frame.height / frame.out_height, frame.width / frame.out_width)
+            return next((by for by in REDUCTIONS if by <= spare), 1)
+
+        decoded = decode_reduced(data, reduction, mode=self._mode)
+        frame = _scaled(frames[0], decoded.image, decoded.height, decoded.width)
+        return cut(Pixels(decoded.image), frame).image
+
+    def _decoded_whole(self, raw: RawSample) -> Pixels:
+        image = decode_reduced(raw.image, lambda _height, _width: 1, mode=self._mode).image
+        if raw.mask is None:
+            return Pixels(image)
+        mask = mask_classes(read_mask(raw.mask), self._classes)
+        if mask.shape != image.shape[:2]:
+            sizes = " x ".join(map(str, image.shape[:2])), " x ".join(map(str, mask.shape))
+            raise ValueError(f"the image has {sizes[0]} pixels, its mask {sizes[1]}")
+        return Pixels(image, mask)
+
+
+def _scaled(frame: Frame, image: Image, height: int, width: int) -> Frame:
+    """The frame of a picture of `height` x `width`, in whole pixels of the image as it was decoded."""
+    if image.shape[:2] == (height, width):
+        return frame
+    down, across = image.shape[0] / height, image.shape[1] / width
+    top, left = round(frame.top * down), round(frame.left * across)
+    bottom, right = round((frame.top + frame.height) * down), round((frame.left + frame.width) * across)
+    return frame._replace(top=top, left=left, height=bottom - top, width=right - left)

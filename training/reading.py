@@ -1,0 +1,134 @@
+"""What a run reads: its data set, the order of the samples, and the stream of its micro-batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from data_pipeline.balance import Balance, class_table
+from data_pipeline.batch import Batch
+from data_pipeline.fault import UserError
+from data_pipeline.index import DatasetIndex
+from data_pipeline.plan import Plan, Work, training_work
+from data_pipeline.produce import Recipe
+from data_pipeline.shard_index import read_shard_index
+from data_pipeline.store import Store, load_dataset, open_store
+from data_pipeline.stream import stream
+from training.augmentation import TransformStep
+from training.config import EMBEDDED_DIGITS, Config
+
+
+def open_dataset(config: Config) -> DatasetIndex:
+    """The data set, packed first if it is the embedded one; DATA and CONFIG where it cannot be trained on."""
+    location = config.data.location
+    if config.data.root == EMBEDDED_DIGITS:
+        from data_pipeline.digits import ensure_digits  # packing is needed once in the life of a data set
+
+        ensure_digits(Path(location))
+    dataset = load_dataset(location, **_cache(config)).dataset
+    if dataset.task != config.task:
+        raise UserError(
+            f"task: {config.task!r}, but '{location}' was packed for {dataset.task!r}",
+            mend=f"set --task {dataset.task}, or give another --data.root",
+            code="CONFIG",
+        )
+    dataset.split(config.data.val_split)
+    training = dataset.split(config.data.train_split)
+    if training.samples < config.train.global_batch:
+        raise UserError(
+            f"train.global_batch: {config.train.global_batch} is more than the {training.samples} samples of "
+            f"split {config.data.train_split!r}",
+            mend=f"set --train.global-batch to {training.samples} or less",
+            code="CONFIG",
+        )
+    return dataset
+
+
+def open_data_store(config: Config, dataset: DatasetIndex) -> Store:
+    """Where the tars of the data set come from."""
+    return open_store(config.data.location, tars=dataset.tars, **_cache(config))
+
+
+def _cache(config: Config) -> dict[str, Any]:
+    data = config.data
+    return {"cache": Path(data.cache) if data.cache else None, "cache_bytes": int(data.cache_gib * 2**30)}
+
+
+def make_plan(config: Config, dataset: DatasetIndex) -> Plan:
+    """The order of samples: from the data set, the seed, the global batch and the balance alone."""
+    return Plan(
+        dataset.split(config.data.train_split).shard_samples,
+        seed=config.seed,
+        global_batch=config.train.global_batch,
+        lanes=config.lanes,
+        shuffle_block=config.data.shuffle_block,
+        balance=_balance(config, dataset) if config.data.balance else None,
+    )
+
+
+def _balance(config: Config, dataset: DatasetIndex) -> Balance:
+    """What a balanced plan must know of the labels: counted once, read again a shard at a time."""
+    store = open_data_store(config, dataset)
+    shards = dataset.split(config.data.train_split).shards
+
+    def labels_of(position: int) -> Any:
+        return read_shard_index(store.index_path(shards[position]), shards[position]).labels
+
+    table = class_table(map(labels_of, range(len(shards))), len(dataset.classes))
+    return Balance(config.data.balance, table, labels_of)
+
+
+def recipe_for(
+    config: Config,
+    dataset: DatasetIndex,
+    accelerator: Accelerator,
+    *,
+    split: str,
+    transforms: tuple[TransformStep, ...],
+    learning: bool,
+) -> Recipe:
+    """How samples of a split become pixels in this run; only to learn from are they mixed, or left out."""
+    return Recipe(
+        store=open_data_store(config, dataset),
+        dataset=dataset,
+        split=split,
+        transforms=tuple(step.call for step in transforms),
+        seed=config.seed,
+        pinned=accelerator.device.type == "cuda",
+        mixup=config.data.mixup if learning else 0.0,
+        cutmix=config.data.cutmix if learning else 0.0,
+        skip_bad=learning,
+        sharers=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+    )
+
+
+def training_batches(
+    config: Config, dataset: DatasetIndex, plan: Plan, accelerator: Accelerator, *, steps: range
+) -> Generator[Batch, None, None]:
+    """This process's micro-batches of the given optimizer steps, in order, read ahead by workers."""
+    share = -(-config.train.global_batch // accelerator.num_processes)
+    data = config.data
+    recipe = recipe_for(
+        config,
+        dataset,
+        accelerator,
+        split=data.train_split,
+        transforms=data.train_transforms,
+        learning=True,
+    )
+
+    def work() -> Iterator[Work]:
+        return training_work(
+            plan,
+            steps=steps,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+            micro_batch=config.train.micro_batch or share,
+            mixing=bool(data.mixup or data.cutmix),
+        )
+
+    return stream(recipe, work, workers=data.workers, prefetch=data.prefetch, kind=data.worker_kind)
