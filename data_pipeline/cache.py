@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+from shutil import disk_usage
 from typing import NamedTuple
 
 from data_pipeline.disk import file_sha256
@@ -47,6 +48,14 @@ class Entry(NamedTuple):
     def name(self) -> str:
         """Its file name in the cache."""
         return f"{self.sha256}.{self.kind}"
+
+
+class _Contents(NamedTuple):
+    """What is in the folder, in bytes, and what of it could go: last use in ns, path, bytes."""
+
+    stored: int
+    promised: int  # to files that are being fetched, beyond what they have already
+    idle: list[tuple[int, Path, int]]
 
 
 class Cache:
@@ -96,8 +105,7 @@ class Cache:
         except FileNotFoundError:
             return None
         if _size(descriptor) == size or (size is None and _digest(descriptor).hexdigest() == entry.sha256):
-            with suppress(PermissionError):  # another user's file in a shared folder
-                os.utime(descriptor)
+            os.utime(descriptor)
             return descriptor
         os.close(descriptor)
         path.unlink(missing_ok=True)
@@ -156,7 +164,10 @@ class Cache:
         return digest.hexdigest()
 
     def _make_room(self, entry: Entry) -> None:
-        """Unlink what was used longest ago until `entry` fits; what others are fetching now stays."""
+        """Unlink what was used longest ago until `entry` fits, into the budget and onto the disk.
+
+        What others are fetching now stays, and counts with the size it will have.
+        """
         need = entry.wanted.size or 0
         if need > self.budget:
             raise UserError(
@@ -167,30 +178,31 @@ class Cache:
             )
         with lockable(self.folder / FOLDER_LOCK, create=True) as descriptor:
             lock(descriptor)
-            used, idle = self._contents(self._part(entry).name)
-            for _, path, size in sorted(idle):
-                if used + need <= self.budget:
+            found = self._contents(self._part(entry).name)
+            used = found.stored + found.promised
+            room = min(self.budget, found.stored + disk_usage(self.folder).free)
+            for _, path, size in sorted(found.idle):
+                if used + need <= room:
                     break
                 if _drop(path):
                     used -= size
 
-    def _contents(self, mine: str) -> tuple[int, list[tuple[int, Path, int]]]:
-        """Bytes that are taken or promised, and what could go: last use in ns, path, bytes."""
-        used, idle = 0, []
+    def _contents(self, mine: str) -> _Contents:
+        """Everything but the unfinished file `mine`."""
+        stored, promised, idle = 0, 0, []
         for item in os.scandir(self.folder):
             entry, part = ENTRY.fullmatch(item.name), PART.fullmatch(item.name)
             if item.name == mine or not (entry or part):
                 continue
             with suppress(FileNotFoundError):  # gone since the folder was read
-                about = item.stat(follow_symlinks=False)
-                path = Path(item.path)
-                if part and _is_locked(path):
-                    used += max(int(part[1]), about.st_size)
-                    continue
-                used += about.st_size
-                if not (entry and entry[1] == "idx" and time.time() < about.st_mtime + FRESH_INDEX):
+                about, path = item.stat(follow_symlinks=False), Path(item.path)
+                busy = part is not None and _is_locked(path)
+                stored += about.st_size
+                if part and busy:
+                    promised += max(0, int(part[1]) - about.st_size)
+                elif not (entry and entry[1] == "idx" and time.time() < about.st_mtime + FRESH_INDEX):
                     idle.append((about.st_mtime_ns, path, about.st_size))
-        return used, idle
+        return _Contents(stored, promised, idle)
 
 
 def _is_locked(path: Path) -> bool:

@@ -6,29 +6,18 @@ Shapes: C classes (multilabel: labels; segmentation: classes of pixels).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_pipeline.draws import IntArray
 from data_pipeline.fault import UserError
 from data_pipeline.index import DatasetIndex, Members, Shard, Split
 from data_pipeline.items import Source
-from data_pipeline.masks import IGNORED
 from data_pipeline.packed_shard import TARGETS
+from data_pipeline.pixel_values import PixelClasses, moments, pixel_classes
 from data_pipeline.shard_result import ShardResult
 
-MASK_CLASSES = 254  # numbers 0..253: 254 stands for "unknown", 255 for "ignored"
-TWO_VALUES = ((0, 255), (0, 1))
 FEW_SHARDS, MANY_SAMPLES = 8, 10_000
-
-
-class PixelClasses(NamedTuple):
-    """The classes of a segmentation, and the value of each in the masks."""
-
-    names: tuple[str, ...]
-    values: tuple[int, ...]
 
 
 def summed(source: Source, results: Sequence[ShardResult]) -> DatasetIndex:
@@ -41,7 +30,10 @@ def summed(source: Source, results: Sequence[ShardResult]) -> DatasetIndex:
             "there is no picture in the training split that can be read",
             mend="add pictures, or hold out fewer (--val-fraction)",
         )
-    pixels = _pixel_classes(source.classes, results) if source.task == "segmentation" else None
+    pixels = None
+    if source.task == "segmentation":
+        found = np.flatnonzero(_total([result.tally.mask_values for result in results])).tolist()
+        pixels = pixel_classes(source.classes, found)
     classes = pixels.names if pixels else source.classes
     splits: dict[str, Split] = {}
     for name in dict.fromkeys(result.split for result in results if result.samples):
@@ -56,7 +48,7 @@ def summed(source: Source, results: Sequence[ShardResult]) -> DatasetIndex:
         )
     coloured = any(result.tally.coloured for result in results)
     histogram = _total([result.tally.histogram for result in results if result.split == "train"])
-    mean, std = _moments(histogram[: 3 if coloured else 1])
+    mean, std = moments(histogram[: 3 if coloured else 1])
     return DatasetIndex(
         source.task,
         classes,
@@ -99,34 +91,6 @@ def remarks(dataset: DatasetIndex, results: Sequence[ShardResult]) -> list[str]:
     return lines
 
 
-def _pixel_classes(named: tuple[str, ...], results: Sequence[ShardResult]) -> PixelClasses:
-    """Which values of the masks are which classes. 0 and 255, or 0 and 1, are background and foreground."""
-    found = np.flatnonzero(_total([result.tally.mask_values for result in results])).tolist()
-    for values in TWO_VALUES:
-        if set(found) <= set(values) and len(named) in (0, 2):
-            return PixelClasses(named or ("background", "foreground"), values)
-    highest = max((value for value in found if value != IGNORED), default=0)
-    if highest >= MASK_CLASSES:
-        raise UserError(
-            f"the masks hold {len(found)} different values, up to {highest}: more than {MASK_CLASSES} "
-            "classes, or no masks at all",
-            mend="save masks with 0 and 255 only, or as class numbers from 0 (255: ignored), as PNG, never "
-            "resized with interpolation",
-        )
-    if named and (highest >= len(named) or set(found) == {0, IGNORED}):
-        raise UserError(
-            f"{len(named)} classes are named, but the masks hold the values {_listed(found)}",
-            mend=f"name as many classes as there are (--classes), or save masks as class numbers from 0 to "
-            f"{len(named) - 1} (255: ignored)",
-        )
-    numbers = range(len(named) or highest + 1)
-    return PixelClasses(named or tuple(map(str, numbers)), tuple(numbers))
-
-
-def _listed(values: list[int]) -> str:
-    return ", ".join(map(str, values[:8])) + (f" … {values[-1]}" if len(values) > 8 else "")
-
-
 def _counts(result: ShardResult, pixels: PixelClasses | None) -> list[int]:
     if pixels is None:
         return result.tally.class_counts
@@ -145,12 +109,3 @@ def _total(counts: Sequence[Sequence[int] | Sequence[Sequence[int]]]) -> IntArra
     """The sum of arrays of one shape, exact."""
     total: IntArray = np.array(counts, np.int64).sum(axis=0)
     return total
-
-
-def _moments(histogram: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation per channel of pixel values scaled to 0..1, from exact counts."""
-    values = np.arange(256) / 255
-    weights = histogram / histogram.sum(axis=1, keepdims=True)
-    mean = weights @ values
-    std = np.sqrt(np.maximum(weights @ values**2 - mean**2, 0))
-    return tuple(np.round(mean, 6).tolist()), tuple(np.round(np.maximum(std, 1e-3), 6).tolist())

@@ -11,9 +11,9 @@ from functools import partial
 
 import numpy as np
 
+from data_pipeline.crew import in_order
 from data_pipeline.doctor_folder import check_folder
 from data_pipeline.doctor_labels import no_labels
-from data_pipeline.doctor_processes import in_order
 from data_pipeline.doctor_shards import Prints, ShardJob, Sums, examine_shard, open_dataset
 from data_pipeline.doctor_splits import (
     TRAIN,

@@ -48,5 +48,5 @@ def random_erasing(
     if fill == "noise":
         hole[:] = noise(draws, hole.size).reshape(hole.shape)
     else:
-        hole[:] = np.rint(channel_means(pixels.image)) if fill == "mean" else 0
+        hole[:] = np.rint(channel_means(pixels.image)).astype(np.uint8) if fill == "mean" else 0
     return pixels._replace(image=image)

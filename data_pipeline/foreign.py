@@ -112,7 +112,7 @@ def _read_all(
     run_jobs(
         draft_shard, jobs, workers=options.workers, progress=progress, describe=lambda job: job.path.name
     )
-    totals = summed(splits, drafts)
+    totals = summed(splits, drafts, named=len(options.classes))
     _check_complete(totals, reading, skip=options.skip_incomplete)
     if not totals.splits:
         raise UserError(

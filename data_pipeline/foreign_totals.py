@@ -94,8 +94,8 @@ class Totals:
                 self.largest = int(name), draft.name, key
 
 
-def summed(splits: dict[str, list[Path]], drafts: DraftFiles) -> Totals:
-    """The sums over all tars; DATA or UNSAFE that names those that cannot be used."""
+def summed(splits: dict[str, list[Path]], drafts: DraftFiles, *, named: int) -> Totals:
+    """The sums over all tars, `named` classes having names; DATA or UNSAFE that lists the unusable tars."""
     totals = Totals()
     faults: list[UserError] = []
     for split, tars in splits.items():
@@ -105,6 +105,7 @@ def summed(splits: dict[str, list[Path]], drafts: DraftFiles) -> Totals:
                 faults.append(draft)
             elif not faults:
                 totals.add(split, draft)
+                _check_number(len(totals.given), max(MAX_CLASSES, named))  # before captions fill the memory
     if faults:
         more = [f"and {len(faults) - FAULTS:,} more tars that cannot be used"] if faults[FAULTS:] else []
         what = "\n".join([*(one.what for one in faults[:FAULTS]), *more])

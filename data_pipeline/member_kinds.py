@@ -79,9 +79,9 @@ def detect(shards: list[Path], wish: Wish) -> Reading:
             mend="members are named KEY.EXTENSION: 000123.jpg, 000123.cls",
             place={"shard": shards[0].name},
         )
-    for name in (*wish.image, *([wish.target] if wish.target else [])):
-        if name not in extensions:
-            raise unclear(f"there is no member .{name} in the first samples", extensions)
+    for names in (wish.image, (wish.target,) if wish.target else ()):
+        if names and not set(names) & set(extensions):
+            raise unclear(f"there is no member .{' or .'.join(names)} in the first samples", extensions)
     target = find_target(seen, extensions, image=wish.image, target=wish.target, fields=wish.fields)
     image = wish.image or _image(extensions, target.extension)
     if target.extension in image:

@@ -95,8 +95,8 @@ class Prefetcher:
                 if coming.array >= self._taken and shard.bytes <= self._most:
                     with suppress(UserError, OSError):
                         store.prefetch(shard, self._stop)
-        except StoppedError:
-            return
+        except (StoppedError, UserError, OSError):
+            return  # what the plan itself could not read, the main thread meets at the same place
 
     def _near(self, numbers: Iterable[IntArray]) -> Iterator[IntArray]:
         """Not too far into the plan: where everything is in the cache, nothing else would hold the thread."""

@@ -108,13 +108,13 @@ class Producer:
                 for row, raw in enumerate(raws, first):
                     yield _Read(work, row, raw.number, int(copies[row]), raw)
 
-    def _decode(self, items: Iterator[_Read]) -> Iterator[Sample]:
+    def _decode(self, items: Iterator[_Read]) -> Iterator[tuple[_Read, Sample | UserError]]:
         for item in items:
             try:
-                sample = self._opened(item)
+                sample: Sample | UserError = self._opened(item)
             except ValueError as error:
-                sample = self._in_its_place(item, _sample_error(item.raw, error))
-            yield sample
+                sample = _sample_error(item.raw, error)
+            yield item, sample
 
     def _opened(self, item: _Read) -> Sample:
         if item.raw.fault is not None:
@@ -134,7 +134,7 @@ class Producer:
         for distance in range(1, TRIES):
             other = item._replace(raw=self._reader.read((item.number + distance) % self._samples))
             try:
-                sample = self._opened(other)
+                sample = self._finished(self._opened(other))
             except ValueError as another:
                 _sample_error(other.raw, another)
                 continue
@@ -144,12 +144,21 @@ class Producer:
             return sample
         raise error
 
-    def _augment(self, samples: Iterator[Sample]) -> Iterator[Sample]:
-        for sample in samples:
-            pixels = sample.pixels
-            for transform, parameters in self._rest:
-                pixels = transform(pixels, sample.draws, **parameters)
-            yield sample._replace(pixels=pixels)
+    def _augment(self, opened: Iterator[tuple[_Read, Sample | UserError]]) -> Iterator[Sample]:
+        for item, found in opened:
+            try:
+                if isinstance(found, UserError):
+                    raise found
+                sample = self._finished(found)
+            except ValueError as error:
+                sample = self._in_its_place(item, _sample_error(item.raw, error))
+            yield sample
+
+    def _finished(self, sample: Sample) -> Sample:
+        pixels = sample.pixels
+        for transform, parameters in self._rest:
+            pixels = transform(pixels, sample.draws, **parameters)
+        return sample._replace(pixels=pixels)
 
     def _collate(self, buffer: Buffer | None, samples: Iterator[Sample]) -> Iterator[Filled]:
         first = next(samples)
@@ -205,11 +214,9 @@ def pixel_arrays(
 
 def _sample_error(raw: RawSample, error: ValueError) -> UserError:
     """The fault of a sample with its place; what is no fault of the sample's is raised."""
-    if not isinstance(error, UserError):
-        return sample_fault(raw, error)
-    if error.code != "DATA":
+    if isinstance(error, UserError) and error.code != "DATA":
         raise error
-    return error
+    return error if isinstance(error, UserError) and error.place else sample_fault(raw, error)
 
 
 def _check_same_size(first: Sample, sample: Sample) -> None:

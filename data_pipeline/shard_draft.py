@@ -91,17 +91,20 @@ class DraftFiles:
 
     def repeated_hashes(self, shards: Iterable[str], *, at_once: int) -> NDArray[np.uint64]:
         """The hashes that are there more than once, in memory for about `at_once` of them."""
-        files = [self.hashes(shard) for shard in shards]
-        tables = [np.memmap(file, np.uint64, "r") for file in files if file.exists()]
-        total = sum(map(len, tables))
-        parts = -(-total // at_once)
-        edges = [part * (2**64 // max(parts, 1)) for part in range(parts)]
-        found = []
+        files = [file for file in map(self.hashes, shards) if file.exists()]
+        parts = -(-sum(file.stat().st_size for file in files) // (8 * at_once))
+        edges: list[int | None] = [part * (2**64 // parts) for part in range(parts)]
+        found = [np.empty(0, np.uint64)]
         for first, behind in zip(edges, [*edges[1:], None], strict=True):
-            here = [table[_place(table, first) : _place(table, behind)] for table in tables]
-            ordered = np.sort(np.concatenate(here))
+            ordered = np.sort(np.concatenate([_between(file, first, behind) for file in files]))
             found.append(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
-        return np.concatenate(found) if found else np.empty(0, np.uint64)
+        return np.concatenate(found)
+
+
+def _between(file: Path, first: int | None, behind: int | None) -> NDArray[np.uint64]:
+    """The hashes of a file in a range; mapped one file at a time, because mappings are limited, too."""
+    table = np.memmap(file, np.uint64, "r")
+    return np.array(table[_place(table, first) : _place(table, behind)])
 
 
 def _place(table: NDArray[np.uint64], edge: int | None) -> int:

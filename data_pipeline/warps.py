@@ -168,7 +168,7 @@ def _field(draws: np.random.Generator, height: int, width: int, sigma: float) ->
     those that it stands for, under a Gaussian narrower by what the linear interpolation of the grid blurs.
     """
     step = max(1, int(sigma / FINEST))
-    rows, columns = -(-height // step) + (step > 1), -(-width // step) + (step > 1)
+    rows, columns = -(-height // step), -(-width // step)
     levels = noise(draws, rows * columns * 2).reshape(rows, columns, 2)
     field = (levels.astype(np.float32) - 127.5) / (127.5 * step)
     narrowed = math.sqrt((sigma / step) ** 2 - (1 / 6 if step > 1 else 0))
@@ -176,8 +176,7 @@ def _field(draws: np.random.Generator, height: int, width: int, sigma: float) ->
     field = np.asarray(cv2.GaussianBlur(field, (taps, taps), narrowed), np.float32)
     if step == 1:
         return field
-    fine = np.asarray(cv2.resize(field, (columns * step, rows * step)), np.float32)
-    return fine[step // 2 :, step // 2 :][:height, :width]
+    return np.asarray(cv2.resize(field, (columns * step, rows * step)), np.float32)[:height, :width]
 
 
 def _range(limit: float | Range) -> Range:

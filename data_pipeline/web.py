@@ -49,6 +49,8 @@ def web_body(url: str, start: int, size: int | None, patience: Patience) -> Iter
         raise Failure(f"no connection: {error.reason}", final=final) from None
     except TimeoutError:
         raise Failure(f"nothing came for {patience.seconds:g} s", slow=True) from None
+    except UnicodeError as error:
+        raise Failure(f"no host can have this name: {error}", final=True) from None
     except (OSError, HTTPException) as error:
         raise Failure(f"the connection broke: {error or type(error).__name__}") from None
 

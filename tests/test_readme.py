@@ -1,10 +1,12 @@
 """Everything that the README tells a newcomer to type, typed as it stands there."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
+from data_pipeline.index import read_dataset
 from training.config import Config
 from training.flags import Flags
 from training.tree import fields_of
@@ -88,13 +91,45 @@ def test_a_users_own_pictures_go_from_a_folder_to_an_evaluation(clone):
     assert re.search(r"^accuracy +[01]\.[0-9]+$", output, re.MULTILINE)
 
 
+@pytest.mark.slow
+def test_tables_masks_and_tars_become_data_sets_as_the_readme_says(clone):
+    photo = skimage.data.coffee()
+    for folder in ("scans", "cells/images", "cells/masks", "shards"):
+        (clone / folder).mkdir(parents=True)
+    rows = ["image,patient,effusion,nodule"]
+    for number in range(12):
+        crop = Image.fromarray(photo[10 * number : 10 * number + 90, :90])
+        crop.save(clone / f"scans/{number}.png")
+        rows.append(f"{number}.png,{number // 2},{number % 2},{'' if number == 3 else number % 3 // 2}")
+        crop.save(clone / f"cells/images/{number}.png")
+        crop.convert("1").save(clone / f"cells/masks/{number}_mask.png")
+    (clone / "findings.csv").write_text("\n".join(rows))
+    for shard in range(3):
+        with tarfile.open(clone / f"shards/{shard:04d}.tar", "w") as tar:
+            for number in range(4 * shard, 4 * shard + 4):
+                tar.add(clone / f"scans/{number}.png", f"{number:06d}.png")
+                label = tarfile.TarInfo(f"{number:06d}.cls")
+                label.size = 1
+                tar.addfile(label, io.BytesIO(str(number % 2).encode()))
+    typed(block("sh", "lockstep index"), clone)
+    tasks = {"findings": "multilabel", "cells": "segmentation", "foreign": "multiclass"}
+    for name, task in tasks.items():
+        dataset = read_dataset(clone / "data" / name)
+        assert dataset.task == task
+        assert dataset.split("train").samples + dataset.split("val").samples == 12
+
+
 def test_the_first_block_names_targets_that_make_knows(clone):
     for line in block("sh", "make demo").splitlines():
         subprocess.run([*line.split("#")[0].split(), "--dry-run"], cwd=clone, check=True, capture_output=True)
 
 
 def test_every_option_that_the_readme_names_exists():
-    for option in sorted(set(re.findall(r"`(--[a-z][^` ]*)", README)) - {"--section.field", "--help"}):
+    packing = {"--part", "--merge", "--resize-shorter", "--reencode"}
+    for option in packing:
+        assert option in typed("lockstep pack --help", ROOT)
+    others = {"--section.field", "--help"} | packing
+    for option in sorted(set(re.findall(r"`(--[a-z][^` ]*)", README)) - others):
         name = option.removeprefix("--").replace("-", "_")
         assert name in dict(fields_of(Flags)) | dict(fields_of(Config)), option
 

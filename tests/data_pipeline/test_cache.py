@@ -10,6 +10,7 @@ import resource
 import signal
 import threading
 import time
+from collections import namedtuple
 from hashlib import sha256
 
 import pytest
@@ -245,6 +246,18 @@ def test_a_file_larger_than_the_budget_is_a_mistake_of_the_configuration_with_bo
         cache_of(folder, budget=SIZE - 1).path(entry(server))
     assert caught.value.code == "CONFIG"
     assert server.log == []
+
+
+def test_a_disk_with_less_room_than_the_budget_decides(server, folder, monkeypatch):
+    def disk(path):
+        stored = sum(one.stat().st_size for one in folder.iterdir())
+        return usage(4 * SIZE, stored, 3 * SIZE - stored)
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("data_pipeline.cache.disk_usage", disk)
+    for number in range(6):
+        cache_of(folder).path(entry(server, f"{number}.tar"))
+    assert kept(folder) == sorted(entry(server, f"{number}.tar").name for number in (3, 4, 5))
 
 
 def test_what_another_process_has_open_stays_readable_after_it_made_room(server, folder):

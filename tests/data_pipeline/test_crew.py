@@ -109,7 +109,7 @@ def test_the_failure_of_a_job_is_raised_here(jobs, workers, kind, error, words):
 @pytest.mark.parametrize(("job", "words"), [(2, r"was killed from outside \(SIGKILL\)"), (3, "ended with 3")])
 def test_a_worker_that_dies_is_noticed_at_once_and_its_job_named(jobs, tmp_path, job, words):
     since = time.monotonic()
-    with pytest.raises(UserError, match=f"a packing process {words} at job {job}, with 2 of them") as caught:
+    with pytest.raises(UserError, match=f"a worker process {words} at job {job}, with 2 of them") as caught:
         run_jobs(
             jobs.partial(jobs.kill, tmp_path),
             [101, job],

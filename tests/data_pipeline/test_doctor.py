@@ -993,7 +993,8 @@ def test_a_kill_ends_the_command_and_all_its_processes(many, victim, sign, code)
         assert (command.returncode, out) == (code, "")
     if victim == "worker":
         assert re.search(
-            r"error: one of 2 processes was killed or crashed, at .*\.tar or one of the \d behind it", err
+            r"error: a worker process was killed from outside \(SIGKILL\) at .*\.tar, with 2 of them at work",
+            err,
         )
     assert "Traceback" not in err
     deadline = time.monotonic() + 5

@@ -203,7 +203,7 @@ def test_a_worker_that_is_killed_ends_the_packing_in_seconds_and_it_goes_on_late
     what, fatal = errors.splitlines()
     assert process.returncode == 2
     assert re.fullmatch(
-        r"error: a packing process was killed from outside \(SIGKILL\)( at (train|val)-\d+\.tar)?, with 3 of "
+        r"error: a worker process was killed from outside \(SIGKILL\)( at (train|val)-\d+\.tar)?, with 3 of "
         "them at work",
         what,
     )

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline.fault import UserError
 from data_pipeline.index import Shard, Split
 from data_pipeline.prefetch import Coming, Prefetcher, shards_in_order
 from data_pipeline.store import open_store
@@ -127,6 +128,18 @@ def test_a_shard_that_cannot_be_fetched_stops_neither_the_thread_nor_the_reader(
     server.behave("/9.idx", drop_after=1)
     prefetcher(store_of(server, tmp_path), split, batches(ORDER), ahead=4)
     assert [number for number in settled(server) if number != 2] == [7, 0]
+
+
+def test_a_plan_that_cannot_be_read_ends_the_thread_quietly(server, split, tmp_path, prefetcher, capfd):
+    def broken():
+        yield from batches(ORDER[:1])
+        raise UserError("no labels", mend="none")
+
+    ahead = prefetcher(store_of(server, tmp_path), split, broken(), ahead=3)
+    assert settled(server) == ORDER[:1]
+    ahead.close()
+    assert not ahead._thread.is_alive()
+    assert capfd.readouterr().err == ""
 
 
 def test_closing_is_prompt_whatever_the_thread_is_at(server, split, tmp_path, prefetcher):

@@ -189,6 +189,11 @@ def test_no_server_at_all_is_an_error_with_the_reason():
         transfer(Wanted(url, 10, 10), web_body, bytearray().extend, patience=PATIENCE)
 
 
+def test_a_host_that_no_name_server_could_know_is_an_error_at_once():
+    with pytest.raises(UserError, match="no host can have this name"):
+        transfer(Wanted(f"http://{'a' * 70}/x", 1, 1), web_body, print, patience=PATIENCE)
+
+
 @pytest.mark.parametrize(
     "location",
     ["http://localhost:{port}/b.tar", "https://127.0.0.1:{port}/a.tar", "file:///etc/passwd", "ftp://h/x"],

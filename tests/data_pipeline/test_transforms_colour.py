@@ -171,6 +171,14 @@ def test_erasing_fills_one_rectangle(fill, channels):
         assert (inside == {"zero": 0, "mean": 8}[fill]).all()
 
 
+def test_a_rectangle_that_fits_nowhere_is_not_erased():
+    white = Pixels(np.full((40, 50, 3), 255, np.uint8))
+    for number in range(20):
+        erase = TRANSFORMS["random_erasing"]
+        tall = erase(white, draws(number), probability=1.0, scale=(0.6, 0.9), ratio=(3.0, 4.0))
+        assert tall is white
+
+
 def test_erased_rectangles_are_distributed_as_torchvisions():
     white = Pixels(np.full((80, 100, 1), 255, np.uint8))
     theirs = v2.RandomErasing(p=1.0, scale=(0.05, 0.3), ratio=(0.5, 2.0))
