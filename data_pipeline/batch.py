@@ -17,6 +17,7 @@ from data_pipeline.plan import Work
 if TYPE_CHECKING:
     import torch  # two seconds that whoever only looks at samples need not wait
 
+Encoded = bytes | memoryview  # a member's content; a view of what was read together with its neighbours
 Image = NDArray[np.uint8]  # [H, W, C]
 Mask = NDArray[np.uint8]  # [H, W] class numbers, masks.IGNORED where a pixel has none
 
@@ -33,8 +34,8 @@ class RawSample(NamedTuple):
 
     number: int  # global sample number within the split
     key: str
-    image: bytes
-    mask: bytes | None  # segmentation only
+    image: Encoded
+    mask: Encoded | None  # segmentation only
     label: Any  # multiclass: int; multilabel: int8 [C], 1, 0 or -1 for a missing label; segmentation: None
     shard: str
     offset: int  # of the image member, bytes from the start of the tar

@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image as PillowImage
 
-from data_pipeline.batch import Image, RawSample
+from data_pipeline.batch import Encoded, Image, RawSample
 from data_pipeline.fault import UserError, first_line
 
 # No other decoder of Pillow's is ever started, whatever a file's first bytes claim.
@@ -55,12 +55,12 @@ def sample_fault(raw: RawSample, error: Exception) -> UserError:
     )
 
 
-def decode(data: bytes, *, mode: str) -> Image:
+def decode(data: Encoded, *, mode: str) -> Image:
     """Decode to uint8 [H, W, C], C = 1 for mode "L", 3 for "RGB"; ValueError says what is wrong."""
     return decode_reduced(data, lambda _height, _width: 1, mode=mode).image
 
 
-def decode_reduced(data: bytes, reduction: Reduction, *, mode: str) -> Decoded:
+def decode_reduced(data: Encoded, reduction: Reduction, *, mode: str) -> Decoded:
     """Decode as `decode`, a JPEG smaller by the power of two that `reduction` allows."""
     if data[:3] == b"\xff\xd8\xff":
         decoded = _decode_jpeg(data, reduction, mode)
@@ -73,7 +73,7 @@ def decode_reduced(data: bytes, reduction: Reduction, *, mode: str) -> Decoded:
     return Decoded(image, *image.shape[:2])
 
 
-def open_picture(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> PillowImage.Image:
+def open_picture(data: Encoded, *, formats: tuple[str, ...] = FORMATS) -> PillowImage.Image:
     """Open with Pillow under the limits above; ValueError where it is no picture, too large or broken off."""
     try:
         picture = PillowImage.open(io.BytesIO(data), formats=formats)
@@ -93,7 +93,7 @@ def eight_bit(picture: PillowImage.Image) -> PillowImage.Image:
     return PillowImage.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
 
 
-def _decode_jpeg(data: bytes, reduction: Reduction, mode: str) -> Decoded | None:
+def _decode_jpeg(data: Encoded, reduction: Reduction, mode: str) -> Decoded | None:
     """None where simplejpeg declines (CMYK, broken off): Pillow then decodes it or names the fault."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)

@@ -97,7 +97,7 @@ def _examine(raw: RawSample, dataset: DatasetIndex) -> Seen | Finding:
         image = decode(raw.image, mode=dataset.image_mode)
     except Exception as error:
         return fault("undecodable", _words(error))
-    traits = list(picture_traits(raw.image, dataset.image_mode))
+    traits = list(picture_traits(bytes(raw.image), dataset.image_mode))
     masked = np.zeros(256, np.int64)
     if raw.mask is not None:
         try:

@@ -21,6 +21,8 @@ from data_pipeline.fault import UserError
 
 cv2.setNumThreads(1)  # reader workers are the parallelism; cv2's own threads would only take their cores
 
+HALF = 2.0  # times smaller: beyond, three taps are too few
+HARDLY = 0.01  # of a neighbour's weight: less blur than that is not seen, but costs as much
 MOST_PIXELS = 100_000_000  # of a scaled picture: one of 1 x 20000 pixels would become one of a billion
 
 
@@ -144,7 +146,7 @@ def _edges(start: float, length: float, limit: int) -> tuple[int, int]:
 
 
 def _scaled(image: Image, height: int, width: int, out: Image | None) -> Image:
-    """Area averaging to make smaller (antialiased; cv2's linear is not), linear to make larger."""
+    """Antialiased to make smaller (cv2's linear alone is not), linear to make larger."""
     shape = (height, width, image.shape[2])
     assert out is None or (out.shape == shape and out.flags.c_contiguous), (out is None or out.shape, shape)
     if image.shape == shape:
@@ -156,10 +158,35 @@ def _scaled(image: Image, height: int, width: int, out: Image | None) -> Image:
     # First what becomes smaller: where one side grows, cv2's area method averages neither and repeats pixels.
     if (rows, columns) != image.shape[:2]:
         last = out if (rows, columns) == (height, width) else None
-        image = _resized(image, rows, columns, cv2.INTER_AREA, last)
+        image = _shrunk(image, rows, columns, last)
     if (rows, columns) != (height, width):
         image = _resized(image, height, width, cv2.INTER_LINEAR, out)
     return image
+
+
+def _shrunk(image: Image, height: int, width: int, out: Image | None) -> Image:
+    """Smaller in at least one direction, larger in none.
+
+    cv2's area averaging costs as much as half the decoding, unless it is by whole numbers. Up to a half, a blur
+    of three taps and then linear interpolation are as close to a triangle filter at less than half the cost.
+    """
+    down, across = image.shape[0] / height, image.shape[1] / width
+    if max(down, across) > HALF:
+        return _resized(image, height, width, cv2.INTER_AREA, out)
+    taps_down, taps_across = _taps(down), _taps(across)
+    if max(taps_down[0], taps_across[0]) > HARDLY:
+        smooth = cv2.sepFilter2D(image, -1, taps_across, taps_down, borderType=cv2.BORDER_REPLICATE)
+        image = np.asarray(smooth, np.uint8).reshape(image.shape)
+    return _resized(image, height, width, cv2.INTER_LINEAR, out)
+
+
+def _taps(scale: float) -> NDArray[np.float32]:
+    """Weights of a pixel's neighbours and itself that widen linear interpolation to a triangle of `scale`.
+
+    A triangle of half width s has the variance s^2 / 6, linear interpolation 1 / 6, these taps 2 a.
+    """
+    a = (scale * scale - 1) / 12
+    return np.array([a, 1 - 2 * a, a], np.float32)
 
 
 def _scaled_mask(mask: Mask, height: int, width: int) -> Mask:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.batch import Image, Pixels, RawSample
+from data_pipeline.batch import Encoded, Image, Pixels, RawSample
 from data_pipeline.decode import decode_reduced
 from data_pipeline.index import DatasetIndex
 from data_pipeline.masks import class_table, mask_classes, read_mask
@@ -30,7 +30,7 @@ class Opener:
         pixels = self._decoded_whole(raw)
         return TRANSFORMS[self._name](pixels, draws, **self._parameters) if self._name else pixels
 
-    def _decoded_cut(self, data: bytes, draws: np.random.Generator) -> Image:
+    def _decoded_cut(self, data: Encoded, draws: np.random.Generator) -> Image:
         frames: list[Frame] = []  # drawn once, also where a second decoder has to try
 
         def reduction(height: int, width: int) -> int:

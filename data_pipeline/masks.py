@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.batch import Encoded
 from data_pipeline.decode import open_picture
 
 MASK_FORMATS = ("PNG", "BMP", "TIFF", "PPM", "WEBP")  # JPEG blurs values: it can hold no mask
@@ -15,7 +16,7 @@ IGNORED = 255  # a pixel of no class: counts in no loss and no score
 UNKNOWN = 254  # in a table of classes: a value that no class has
 
 
-def read_mask(data: bytes) -> NDArray[np.uint8]:
+def read_mask(data: Encoded) -> NDArray[np.uint8]:
     """The raw value of every pixel, uint8 [H, W]; ValueError where it is no mask of at most 256 values.
 
     A palette's numbers are the values, not its colours; black and white count as 0 and 255.

@@ -140,7 +140,7 @@ def _with_member(raw: RawSample, extent: _Extent, data: memoryview) -> RawSample
         return raw
     if len(data) != extent.size or zlib.crc32(data) != extent.crc32:
         return raw._replace(fault=_fault(raw, f"is not the {extent.size} bytes that were packed"))
-    return raw._replace(mask=bytes(data)) if extent.is_mask else raw._replace(image=bytes(data))
+    return raw._replace(mask=data) if extent.is_mask else raw._replace(image=data)
 
 
 def _fault(raw: RawSample, what: str) -> UserError:
