@@ -97,7 +97,7 @@ def read_twins(job: ShardJob) -> list[Twin]:
     shard = dataset.split(job.split).shards[job.position]
     assert job.rows is not None
     index = read_shard_index(opened.store.index_path(shard), shard)
-    descriptor = os.open(opened.store.shard_path(shard), os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = opened.store.open_shard(shard)
     twins = []
     try:
         for row in job.rows.tolist():

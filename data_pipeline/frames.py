@@ -167,8 +167,8 @@ def _scaled(image: Image, height: int, width: int, out: Image | None) -> Image:
 def _shrunk(image: Image, height: int, width: int, out: Image | None) -> Image:
     """Smaller in at least one direction, larger in none.
 
-    cv2's area averaging costs as much as half the decoding, unless it is by whole numbers. Up to a half, a blur
-    of three taps and then linear interpolation are as close to a triangle filter at less than half the cost.
+    cv2's area averaging costs half as much as decoding, unless it is by whole numbers. Up to a half, a blur
+    of three taps and then linear interpolation are as close to a triangle filter at half that cost.
     """
     down, across = image.shape[0] / height, image.shape[1] / width
     if max(down, across) > HALF:

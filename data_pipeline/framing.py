@@ -23,14 +23,14 @@ class Opener:
         self._classes = class_table(dataset.mask_values)
         self._name, self._parameters = first or ("", {})
 
-    def __call__(self, raw: RawSample, draws: np.random.Generator) -> Pixels:
-        """The pixels; ValueError where image or mask cannot be used."""
+    def __call__(self, raw: RawSample, draws: np.random.Generator, out: Image | None = None) -> Pixels:
+        """The pixels, made in `out` if it fits a cut; ValueError where image or mask cannot be used."""
         if raw.mask is None and self._name in FRAMES:
-            return Pixels(self._decoded_cut(raw.image, draws))
+            return Pixels(self._decoded_cut(raw.image, draws, out))
         pixels = self._decoded_whole(raw)
         return TRANSFORMS[self._name](pixels, draws, **self._parameters) if self._name else pixels
 
-    def _decoded_cut(self, data: Encoded, draws: np.random.Generator) -> Image:
+    def _decoded_cut(self, data: Encoded, draws: np.random.Generator, out: Image | None) -> Image:
         frames: list[Frame] = []  # drawn once, also where a second decoder has to try
 
         def reduction(height: int, width: int) -> int:
@@ -42,7 +42,10 @@ class Opener:
 
         decoded = decode_reduced(data, reduction, mode=self._mode)
         frame = _scaled(frames[0], decoded.image, decoded.height, decoded.width)
-        return cut(Pixels(decoded.image), frame).image
+        shape = (frame.out_height, frame.out_width, decoded.image.shape[2])
+        return cut(
+            Pixels(decoded.image), frame, out if out is not None and out.shape == shape else None
+        ).image
 
     def _decoded_whole(self, raw: RawSample) -> Pixels:
         image = decode_reduced(raw.image, lambda _height, _width: 1, mode=self._mode).image

@@ -83,6 +83,9 @@ class Producer:
         self._open = Opener(recipe.dataset, recipe.transforms[0] if recipe.transforms else None)
         self._rest = [(TRANSFORMS[name], parameters) for name, parameters in recipe.transforms[1:]]
         self._bad: list[BadSample] = []
+        self._rows: Image | None = (
+            None  # of the batch that is being made, once its first sample has shown its shape
+        )
 
     def close(self) -> None:
         """Close the tars."""
@@ -93,7 +96,7 @@ class Producer:
 
         DATA for a broken sample that may not be skipped, CONFIG where pictures come out in different sizes.
         """
-        self._bad = []
+        self._bad, self._rows = [], None
         filled: Filled
         (filled,) = webdataset.DataPipeline(
             partial(iter, [work]), self._read, self._decode, self._augment, partial(self._collate, buffer)
@@ -123,7 +126,9 @@ class Producer:
         at = (item.number, item.copy)
         bits = bit_stream(self._recipe.seed, Purpose.AUGMENTATION, item.work.epoch, at=at)
         draws = np.random.Generator(bits)
-        pixels = self._open(item.raw, draws)
+        is_own = item.row < len(item.work.numbers)
+        row = self._rows[item.row] if self._rows is not None and is_own else None
+        pixels = self._open(item.raw, draws, row)
         return Sample(item.work, item.number, item.raw.key, pixels, item.raw.label, draws)
 
     def _in_its_place(self, item: _Read, error: UserError) -> Sample:
@@ -167,7 +172,8 @@ class Producer:
         size = pixel_bytes(count, shape, masked=masked)
         if buffer is None or len(buffer) < size:
             buffer = private = np.empty(size, np.uint8)
-        images, masks = pixel_arrays(buffer, count, shape, masked=masked)
+        self._rows, masks = pixel_arrays(buffer, count, shape, masked=masked)
+        images = self._rows
         keys: list[str] = []
         targets: list[Any] = []
         beyond: list[Pixels] = []
@@ -178,9 +184,11 @@ class Producer:
                 beyond.append(sample.pixels)
                 continue
             keys.append(sample.key)
-            images[row] = sample.pixels.image
+            if not _is_same_array(sample.pixels.image, images[row]):  # or it was made in its place already
+                images[row] = sample.pixels.image
             if masks is not None and sample.pixels.mask is not None:
                 masks[row] = sample.pixels.mask
+        self._rows = None
         together = None if masked else np.array(targets, np.int8 if np.ndim(targets[0]) else np.int64)
         share = others = None
         if work.partners is not None:
@@ -210,6 +218,12 @@ def pixel_arrays(
     if not masked:
         return images, None
     return images, buffer[size : size + count * shape[0] * shape[1]].reshape(count, *shape[:2])
+
+
+def _is_same_array(one: Image, other: Image) -> bool:
+    return (
+        one.__array_interface__["data"] == other.__array_interface__["data"] and one.strides == other.strides
+    )
 
 
 def _sample_error(raw: RawSample, error: ValueError) -> UserError:

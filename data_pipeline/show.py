@@ -21,23 +21,25 @@ from data_pipeline.masks import IGNORED, class_table, mask_classes, read_mask
 from data_pipeline.overlay import IGNORED_COLOUR, class_colours, laid_over
 from data_pipeline.read import ShardReader
 from data_pipeline.shard_index import MISSING, read_shard_index
-from data_pipeline.store import Folder
+from data_pipeline.store import Folder, Opened, Store
 
 # Labels looked at for each thumbnail, so that rare classes are found and large splits are not read.
 CANDIDATES = 25
 LEGEND = 12  # classes of pixels that are named
 
 
-def write_grid(root: Path, dataset: DatasetIndex, *, split: str, samples: int, out: Path) -> None:
+def write_grid(opened: Opened, *, split: str, samples: int, out: Path) -> None:
     """Draw `samples` pictures of a split, all classes alike, into the PNG `out`; DATA for a damaged one."""
-    thumbnails = read_thumbnails(root, dataset, split=split, samples=samples)
+    dataset, store = opened
+    thumbnails = read_thumbnails(opened, split=split, samples=samples)
     total = dataset.split(split).samples
     details = f"{split}, {len(thumbnails):,} of {total:,} samples"
     single = dataset.task == "multiclass"
     shown = len({thumbnail.caption for thumbnail in thumbnails}) if single else 1
     columns = columns_for(len(thumbnails), shown)
     legend = legend_of(dataset, ignored=any(thumbnail.note for thumbnail in thumbnails))
-    grid = draw_grid(Grid(root.resolve().name, details, columns, legend), thumbnails)
+    place = str(store.root.resolve()) if isinstance(store, Folder) else store.tars
+    grid = draw_grid(Grid(Path(place).name, details, columns, legend), thumbnails)
     try:
         grid.save(out, format="PNG")
     except OSError as error:
@@ -48,9 +50,9 @@ def write_grid(root: Path, dataset: DatasetIndex, *, split: str, samples: int, o
         ) from None
 
 
-def read_thumbnails(root: Path, dataset: DatasetIndex, *, split: str, samples: int) -> list[Thumbnail]:
+def read_thumbnails(opened: Opened, *, split: str, samples: int) -> list[Thumbnail]:
     """The pictures to show, as training would read them, made small."""
-    store = Folder(root, tars=dataset.tars)
+    dataset, store = opened
     candidates = spread(dataset.split(split).samples, CANDIDATES * samples)
     if dataset.task == "segmentation":
         chosen = spread(len(candidates), samples)
@@ -63,7 +65,7 @@ def read_thumbnails(root: Path, dataset: DatasetIndex, *, split: str, samples: i
         reader.close()
 
 
-def _groups(store: Folder, dataset: DatasetIndex, split: str, numbers: IntArray) -> IntArray:
+def _groups(store: Store, dataset: DatasetIndex, split: str, numbers: IntArray) -> IntArray:
     """The class of each sample [N]; of several labels the rarest that it has, of none their number."""
     found = dataset.split(split)
     ends = np.cumsum(found.shard_samples)

@@ -36,15 +36,19 @@ class TransformStep(Section):
     """One line of a list of transforms: `- {name: {parameter: value}}`; exactly one name is set."""
 
     resize: Sized | None = None
+    """Scale so that the shorter side has this size."""
     resize_to: ResizeTo | None = None
     resized_center_crop: ResizedCenterCrop | None = None
     random_resized_crop: RandomResizedCrop | None = None
     center_crop: Sized | None = None
+    """Cut the centre."""
     random_crop: RandomCrop | None = None
     pad: Pad | None = None
     random_shift: RandomShift | None = None
     horizontal_flip: Perhaps | None = None
+    """Mirror left and right."""
     vertical_flip: Perhaps | None = None
+    """Mirror top and bottom."""
     quarter_turn: QuarterTurn | None = None
     rotation: Rotation | None = None
     affine: Affine | None = None
@@ -56,10 +60,14 @@ class TransformStep(Section):
     posterize: Posterize | None = None
     solarize: Solarize | None = None
     invert: Perhaps | None = None
+    """Invert every level."""
     autocontrast: Perhaps | None = None
+    """Stretch each channel to all levels."""
     equalize: Perhaps | None = None
+    """Make all levels of a channel equally frequent."""
     rand_augment: RandAugment | None = None
     trivial_augment: Filling | None = None
+    """One random operation of random strength."""
     random_erasing: RandomErasing | None = None
 
     @model_validator(mode="before")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import tyro
 import yaml
 from pydantic import Field, create_model
 
+from training.augmentation import TransformStep
 from training.config import Config, recipe_names
 from training.flags import MODES, Flags
 from training.tree import Section
@@ -20,6 +22,10 @@ HEAD = f"""lockstep: train, evaluate and resume vision models on any number of p
 Recipes: {", ".join(recipe_names())}. Values in brackets are those of the recipe and flags given here."""
 
 
+TRANSFORMS_HEAD = """transforms, a line each in data.train_transforms and data.eval_transforms, as
+`- random_resized_crop: {size: 224}`, or `--data.train-transforms '[{random_resized_crop: {size: 224}}]'`:"""
+
+
 def print_manual(config: Config) -> None:
     """Print the manual with `config`'s values as defaults."""
     manual = _plain(Config, config)
@@ -29,7 +35,24 @@ def print_manual(config: Config) -> None:
             both, prog="run.py", description=HEAD, args=["--help"], config=(tyro.conf.FlagConversionOff,)
         )
     except SystemExit:
+        sys.stdout.write("\n".join(["", TRANSFORMS_HEAD, "", *transform_lines(), ""]))
         sys.stdout.flush()
+
+
+def transform_lines() -> list[str]:
+    """Every transform of a recipe: its name, what it does, its parameters with units and defaults."""
+    lines = []
+    for name, field in TransformStep.model_fields.items():
+        (spec,) = [one for one in get_args(field.annotation) if one is not type(None)]
+        lines.append(f"  {name}: {field.description or _first_sentence(spec)}")
+        for parameter, told in spec.model_fields.items():
+            default = "required" if told.is_required() else json.dumps(told.default)
+            lines.append(f"      {parameter:<14} {' '.join((told.description or '').split())} ({default})")
+    return lines
+
+
+def _first_sentence(spec: type[Section]) -> str:
+    return " ".join((spec.__doc__ or "").split("\n\n")[0].split())
 
 
 def _plain(section: type[Section], values: Section) -> type[Section]:

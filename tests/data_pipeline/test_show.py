@@ -31,7 +31,7 @@ from data_pipeline.show import (
 )
 from data_pipeline.show_table import CLASS_ROWS, class_table, facts
 from data_pipeline.sources import find_source
-from data_pipeline.store import Folder
+from data_pipeline.store import Folder, load_dataset
 
 
 def many_classes(count, name="class {}"):
@@ -134,8 +134,7 @@ def test_long_names_keep_their_start_and_their_end():
 
 
 def test_the_thumbnails_are_the_pictures_of_their_class(photo_dataset, photo_folder):
-    dataset = read_dataset(photo_dataset)
-    thumbnails = read_thumbnails(photo_dataset, dataset, split="val", samples=12)
+    thumbnails = read_thumbnails(load_dataset(photo_dataset), split="val", samples=12)
     assert [one.caption for one in thumbnails] == ["astronaut", "cat", "coffee"] * 4
     for picture, name, _ in thumbnails:
         candidates = [np.asarray(Image.open(path)) for path in (photo_folder / name).iterdir()]
@@ -148,23 +147,22 @@ def test_a_grid_of_one_grey_sample_is_drawn(tmp_path):
     Image.new("L", (1, 500), 90).save(tmp_path / "source" / "only" / "a.png")
     source = find_source(tmp_path / "source", SourceOptions())
     root = tmp_path / "root"
-    dataset = pack(source, root, workers=1, seed=0, shard_samples=9, shard_bytes=9**9).dataset
-    write_grid(root, dataset, split="train", samples=40, out=tmp_path / "grid.png")
+    pack(source, root, workers=1, seed=0, shard_samples=9, shard_bytes=9**9)
+    write_grid(load_dataset(root), split="train", samples=40, out=tmp_path / "grid.png")
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
     assert (grid == 90).all(axis=2).sum() == SIDE
 
 
 def test_the_same_grid_is_drawn_again(photo_dataset, tmp_path):
-    dataset = read_dataset(photo_dataset)
     for name in ("a.png", "b.png"):
-        write_grid(photo_dataset, dataset, split="train", samples=9, out=tmp_path / name)
+        write_grid(load_dataset(photo_dataset), split="train", samples=9, out=tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 @pytest.mark.parametrize("out", ["missing/grid.png", "."])
 def test_a_place_that_cannot_be_written_is_an_error_that_names_it(photo_dataset, tmp_path, out):
     with pytest.raises(UserError, match="cannot write") as caught:
-        write_grid(photo_dataset, read_dataset(photo_dataset), split="train", samples=1, out=tmp_path / out)
+        write_grid(load_dataset(photo_dataset), split="train", samples=1, out=tmp_path / out)
     assert caught.value.code == "USAGE"
     assert "--out" in caught.value.mend
     assert str(tmp_path / out) in caught.value.what
@@ -178,7 +176,7 @@ def test_a_damaged_sample_is_named_instead_of_drawn(photo_dataset, tmp_path):
     data[int(read_shard_index(index_path(tar), shard).offset[0].max())] ^= 1
     tar.write_bytes(data)
     with pytest.raises(UserError, match=r"val-000000\.tar"):
-        read_thumbnails(root, read_dataset(root), split="val", samples=12)
+        read_thumbnails(load_dataset(root), split="val", samples=12)
 
 
 def test_the_table_counts_classes_and_splits(photo_dataset):
@@ -234,7 +232,7 @@ def test_captions_of_labels_name_those_that_are_there_and_those_that_are_missing
 
 def test_thumbnails_of_labels_tell_what_was_packed(multilabel_dataset):
     dataset = read_dataset(multilabel_dataset)
-    thumbnails = read_thumbnails(multilabel_dataset, dataset, split="val", samples=15)
+    thumbnails = read_thumbnails(load_dataset(multilabel_dataset), split="val", samples=15)
     expected = sorted(
         labels_in_words(raw.label, dataset.classes) for raw in raw_samples(multilabel_dataset, "val")
     )
@@ -244,7 +242,7 @@ def test_thumbnails_of_labels_tell_what_was_packed(multilabel_dataset):
 
 def test_few_thumbnails_show_every_label(multilabel_dataset):
     dataset = read_dataset(multilabel_dataset)
-    thumbnails = read_thumbnails(multilabel_dataset, dataset, split="train", samples=4)
+    thumbnails = read_thumbnails(load_dataset(multilabel_dataset), split="train", samples=4)
     shown = {name for one in thumbnails for name in one.caption.split(", ")}
     assert shown >= set(dataset.classes)
 
@@ -303,7 +301,7 @@ def test_shares_leave_out_the_first_class_unless_it_is_all_there_is():
 
 def test_thumbnails_of_masks_are_coloured_where_the_mask_is(segmentation_dataset):
     dataset = read_dataset(segmentation_dataset)
-    thumbnails = read_thumbnails(segmentation_dataset, dataset, split="val", samples=9)
+    thumbnails = read_thumbnails(load_dataset(segmentation_dataset), split="val", samples=9)
     raws = raw_samples(segmentation_dataset, "val")
     assert len(thumbnails) == len(raws) == 6
     for thumbnail, raw in zip(thumbnails, raws, strict=True):
@@ -321,14 +319,14 @@ def test_a_damaged_mask_is_named_instead_of_drawn(segmentation_dataset, tmp_path
     data[int(index.offset[2, index.extensions.index("mask.png")]) + 20] ^= 1
     (root / shard.name).write_bytes(data)
     with pytest.raises(UserError, match=index.key(2)):
-        read_thumbnails(root, read_dataset(root), split="val", samples=12)
+        read_thumbnails(load_dataset(root), split="val", samples=12)
 
 
 @pytest.mark.parametrize("name", ["multilabel_dataset", "segmentation_dataset"])
 def test_grids_of_every_task_are_drawn_alike_twice(name, request, tmp_path):
     root = request.getfixturevalue(name)
     for out in ("a.png", "b.png"):
-        write_grid(root, read_dataset(root), split="train", samples=9, out=tmp_path / out)
+        write_grid(load_dataset(root), split="train", samples=9, out=tmp_path / out)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 

@@ -466,3 +466,23 @@ def test_a_partner_is_the_same_one_with_the_same_pixels_wherever_the_batch_is_cu
     assert len(expected) == 72
     assert len({share for _, _, share in expected.values()}) > 20
     assert mixed_steps(photo_dataset, **topology) == expected
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        (("random_resized_crop", {"size": 24}),),
+        (("random_resized_crop", {"size": 24}), ("quarter_turn", {}), ("vertical_flip", {})),
+        (
+            ("random_resized_crop", {"size": 24}),
+            ("random_shift", {"fraction": 0.3}),
+            ("center_crop", {"size": 20}),
+        ),
+    ],
+)
+def test_samples_that_are_made_in_their_place_are_those_that_are_made_elsewhere(photo_dataset, transforms):
+    """The first sample of a batch is always made elsewhere: in batches of one, all are."""
+    recipe = recipe_for(photo_dataset, transforms=transforms)
+    together = pixels_of(recipe, Work(0, 0, 0, 1, np.arange(48), valid=True))[0]
+    alone = pixels_of(recipe, *(Work(0, 0, 0, 1, np.array([number]), valid=True) for number in range(48)))
+    assert np.array_equal(together, np.concatenate(alone))
