@@ -17,6 +17,7 @@ from data_pipeline.fault import UserError
 from data_pipeline.lifeline import die_with_parent
 
 REPORT_EVERY = 0.2  # seconds between two reports of a worker
+AGAIN = "start again; if memory ran out, give fewer: --workers 1"
 AHEAD = 3  # jobs a worker that `in_order` may have begun or finished before their result is asked for
 
 Job = TypeVar("Job")
@@ -29,6 +30,10 @@ class _Done(NamedTuple):
 
     number: int | None = None
     result: Any = None
+
+
+class _DeathError(UserError):
+    """A worker is dead."""
 
 
 class _Worker:
@@ -54,19 +59,24 @@ def run_jobs(
     workers: int,
     progress: Callable[[int], object],
     describe: Callable[[Job], str],
+    again: str = AGAIN,
 ) -> None:
     """Call `do(job, tick)` for each job, in any order; `progress` is told how often `tick` was called.
 
     Each worker is sent its own job only, when it is free. The first exception of a job is raised here, DATA
-    where a worker dies; the other workers are then killed, as they are by Ctrl-C.
+    where a worker dies; the others are then killed, as they are by Ctrl-C; `again` says how to mend it.
     """
     if workers <= 1 or len(jobs) <= 1:
         for job in jobs:
             do(job, lambda: progress(1))
         return
     last = len(jobs)
-    for _ in _finished(do, jobs, workers=workers, progress=progress, describe=describe, until=lambda: last):
-        pass
+    answers = _finished(do, jobs, workers=workers, progress=progress, describe=describe, until=lambda: last)
+    try:
+        for _ in answers:
+            pass
+    except _DeathError as error:
+        raise UserError(error.what, mend=again) from None
 
 
 def in_order(
@@ -170,15 +180,12 @@ def _hear(worker: _Worker, progress: Callable[[int], object]) -> _Done | None:
     return answer
 
 
-def _death(worker: _Worker, jobs: Sequence[Job], describe: Callable[[Job], str], count: int) -> UserError:
+def _death(worker: _Worker, jobs: Sequence[Job], describe: Callable[[Job], str], count: int) -> _DeathError:
     worker.process.join()
     code = worker.process.exitcode or 0
     how = f"was killed from outside ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
     at = f" at {describe(jobs[worker.number])}" if worker.number is not None else ""
-    return UserError(
-        f"a worker process {how}{at}, with {count} of them at work",
-        mend="start again; if memory ran out, give fewer: --workers 1",
-    )
+    return _DeathError(f"a worker process {how}{at}, with {count} of them at work", mend=AGAIN)
 
 
 def _serve(pipe: Connection, do: Callable[[Any, Tick], Any]) -> None:

@@ -70,8 +70,8 @@ def _doctor_parser() -> Parser:
     add(
         "--global-batch",
         type=whole(1, 10**9),
-        default=64,
+        default=1,
         metavar="N",
-        help="samples of a training step, of all processes together (%(default)s)",
+        help="samples of a training step, of all processes together; are there enough?",
     )
     return parser

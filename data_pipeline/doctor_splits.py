@@ -45,7 +45,7 @@ class Use:
     """What the data set is for: processes, samples of a global batch, whether it is fetched from a URL."""
 
     processes: int = 8
-    global_batch: int = 64
+    global_batch: int = 1
     remote: bool = False
 
 

@@ -1,4 +1,4 @@
-"""Decodes a sample together with its first transform: a JPEG that will be cut small is not decoded large."""
+"""Opens a sample, together with its first transform: a JPEG that will be cut small is not decoded large."""
 
 from __future__ import annotations
 
@@ -20,15 +20,29 @@ class Opener:
 
     def __init__(self, dataset: DatasetIndex, first: tuple[str, dict[str, Any]] | None) -> None:
         self._mode = dataset.image_mode
-        self._classes = class_table(dataset.mask_values)
+        self._classes, self._labels = class_table(dataset.mask_values), len(dataset.classes)
         self._name, self._parameters = first or ("", {})
 
     def __call__(self, raw: RawSample, draws: np.random.Generator, out: Image | None = None) -> Pixels:
-        """The pixels, made in `out` if it fits a cut; ValueError where image or mask cannot be used."""
+        """The pixels, made in `out` if it fits a cut; ValueError where image, label or mask is wrong."""
+        self._check_label(raw)
         if raw.mask is None and self._name in FRAMES:
             return Pixels(self._decoded_cut(raw.image, draws, out))
         pixels = self._decoded_whole(raw)
         return TRANSFORMS[self._name](pixels, draws, **self._parameters) if self._name else pixels
+
+    def _check_label(self, raw: RawSample) -> None:
+        """A label that is none would be an error in the middle of a step, and on a GPU one without words."""
+        if isinstance(raw.label, int):
+            fits, allowed = 0 <= raw.label < self._labels, f"0 to {self._labels - 1}"
+        else:
+            label = raw.label
+            fits = label is None or (
+                len(label) == self._labels and bool(((label >= -1) & (label <= 1)).all())
+            )
+            allowed = f"{self._labels} of 1, 0 and -1"
+        if not fits:
+            raise ValueError(f"the label {raw.label}, allowed are {allowed}")
 
     def _decoded_cut(self, data: Encoded, draws: np.random.Generator, out: Image | None) -> Image:
         frames: list[Frame] = []  # drawn once, also where a second decoder has to try

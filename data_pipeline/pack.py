@@ -135,7 +135,14 @@ def _write_missing(
         (say or _unheard)(f"going on: {len(jobs) - len(missing)} of {len(jobs)} shards were done")
         progress(_pictures(jobs) - _pictures(missing))
     write = partial(_write_and_record, plan.digest)
-    run_jobs(write, missing, workers=workers, progress=progress, describe=_name)
+    run_jobs(
+        write,
+        missing,
+        workers=workers,
+        progress=progress,
+        describe=_name,
+        again="start again, it goes on where it stopped; if memory ran out, give fewer: --workers 1",
+    )
 
 
 def _write_and_record(plan: str, job: ShardJob, tick: Callable[[], object]) -> None:

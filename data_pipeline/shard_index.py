@@ -120,6 +120,10 @@ def read_shard_index(path: Path, shard: Shard) -> ShardIndex:
             raise ValueError(f"{len(index)} samples, where dataset.json has {shard.samples}")
         if any(array.shape != shape for array in (index.offset, index.size, index.crc32)):
             raise ValueError("its arrays are of different lengths")
+        if np.any(index.key_ends[1:] < index.key_ends[:-1]) or np.any(
+            index.key_ends[-1:] != index.key_bytes.size
+        ):
+            raise ValueError("its keys do not end where they should")
         if bool(np.any(index.size > shard.bytes) or np.any(index.offset > shard.bytes - index.size)):
             raise ValueError("a member ends behind the end of its tar")
     except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:

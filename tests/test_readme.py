@@ -85,7 +85,7 @@ def test_a_users_own_pictures_go_from_a_folder_to_an_evaluation(clone):
         for number in range(20):
             top, left = draws.integers(0, 100, 2)
             Image.fromarray(photo[top : top + 180, left : left + 180]).save(folder / f"{number}.jpg")
-    output = typed(block("sh", "lockstep pack"), clone)
+    output = typed(block("sh", "lockstep pack pictures"), clone)
     assert (clone / "data/photos/samples.png").exists()
     assert (clone / "runs/photos/weights/best.safetensors").exists()
     assert re.search(r"^accuracy +[01]\.[0-9]+$", output, re.MULTILINE)

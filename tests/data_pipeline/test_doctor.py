@@ -993,8 +993,7 @@ def test_a_kill_ends_the_command_and_all_its_processes(many, victim, sign, code)
         assert (command.returncode, out) == (code, "")
     if victim == "worker":
         assert re.search(
-            r"error: a worker process was killed from outside \(SIGKILL\) at .*\.tar, with 2 of them at work",
-            err,
+            r"error: a worker process was killed from outside \(SIGKILL\)( at .*\.tar)?, with 2 of them", err
         )
     assert "Traceback" not in err
     deadline = time.monotonic() + 5

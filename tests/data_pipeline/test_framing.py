@@ -110,3 +110,18 @@ def test_a_mask_that_does_not_fit_is_refused(photographs, mask, fault):
     opener = Opener(dataset("segmentation", (0, 255)), RESIZED_CROP)
     with pytest.raises(ValueError, match=fault):
         opener(raw(encoded(photographs["coffee"], "PNG"), encoded(mask, "PNG")), draws())
+
+
+@pytest.mark.parametrize(
+    "label", [2, -1, np.array([1, 2], np.int8), np.array([-128, 0], np.int8), np.array([1], np.int8)]
+)
+def test_a_label_that_is_none_is_refused_before_training_meets_it(photographs, label):
+    sample = raw(encoded(photographs["coffee"], "JPEG"))._replace(label=label)
+    with pytest.raises(ValueError, match=r"the label .*, allowed are"):
+        Opener(dataset(), RESIZED_CROP)(sample, draws())
+
+
+@pytest.mark.parametrize("label", [0, 1, np.array([1, -1], np.int8)])
+def test_a_label_that_is_one_is_let_through(photographs, label):
+    sample = raw(encoded(photographs["coffee"], "JPEG"))._replace(label=label)
+    assert Opener(dataset(), RESIZED_CROP)(sample, draws()).image.shape == (64, 64, 3)

@@ -87,7 +87,7 @@ def test_a_sample_with_labels_has_them_and_one_with_a_mask_has_its_bytes(
     assert set(np.unique(labels)) == {-1, 0, 1}
     for sample in read_all(segmentation_dataset, "train"):
         assert sample.label is None
-        assert sample.mask.startswith(b"\x89PNG")
+        assert sample.mask[:4] == b"\x89PNG"
 
 
 def test_one_bit_of_damage_is_found_and_its_place_named(damaged):

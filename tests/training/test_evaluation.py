@@ -14,8 +14,10 @@ from accelerate import Accelerator
 
 from data_pipeline.index import read_dataset
 from data_pipeline.plan import Work
+from data_pipeline.produce import Recipe
 from data_pipeline.read import ShardReader
-from data_pipeline.stream import Recipe, stream
+from data_pipeline.store import Folder
+from data_pipeline.stream import stream
 from training.command import read_request
 from training.evaluation import evaluate
 from training.inputs import Normalizer
@@ -46,7 +48,7 @@ def task():
 def test_the_scores_are_those_of_the_whole_split_at_once(digits, accelerator, network, task):
     config, dataset = config_of(digits), read_dataset(digits)
     scores = evaluate(network, task, config, dataset, accelerator)
-    recipe = Recipe(digits, dataset, "val", (), 0, pinned=False)
+    recipe = Recipe(Folder(digits), dataset, "val", (), 0)
     work = Work(0, 0, 0, 1, np.arange(359), valid=True)
     (batch,) = stream(recipe, lambda: iter([work]), workers=0, prefetch=1)
     inputs = Normalizer(dataset, torch.device("cpu"))(batch)
@@ -59,10 +61,8 @@ def test_the_scores_are_those_of_the_whole_split_at_once(digits, accelerator, ne
     proof = scores.certificate
     assert (proof.expected, proof.seen, proof.unique) == (359, 359, 359)
     assert proof.digest == dataset.split("val").keys_digest
-    assert (
-        len({ShardReader(digits, dataset.split("val")).read(number, work).key for number in range(359)})
-        == 359
-    )
+    reader = ShardReader(Folder(digits), dataset, "val")
+    assert len({reader.read(number).key for number in range(359)}) == 359
 
 
 @pytest.mark.parametrize("batch", [1, 7, 359, 1000])
