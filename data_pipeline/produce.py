@@ -29,7 +29,7 @@ from data_pipeline.slots import Buffer
 from data_pipeline.store import Store
 from data_pipeline.transforms import TRANSFORMS
 
-READ_AHEAD = 8  # samples whose bytes are fetched together: few, or they leave the processor's cache unseen
+READ_AHEAD = 32  # samples whose bytes are fetched together: neighbours in a tar cost one read
 TRIES = 100  # neighbours of a broken sample that are tried in its place
 
 
