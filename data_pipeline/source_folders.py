@@ -29,11 +29,6 @@ class ClassFolder(NamedTuple):
     pictures: list[str]
 
 
-def class_folders(root: Path, *, val_fraction: float, seed: int) -> Source:
-    """A folder per class, with the classes in the order of their names; see `find_class_folders`."""
-    return find_class_folders(root, SourceOptions(val_fraction=val_fraction, seed=seed))
-
-
 def find_class_folders(root: Path, options: SourceOptions) -> Source:
     """A folder per class, below `root` or below train/, val/ and test/; DATA where there is nothing to learn.
 

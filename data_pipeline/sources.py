@@ -10,7 +10,6 @@ from data_pipeline.items import Source as Source
 from data_pipeline.items import SourceOptions as SourceOptions
 from data_pipeline.items import Target as Target
 from data_pipeline.source_csv import find_csv
-from data_pipeline.source_folders import class_folders as class_folders
 from data_pipeline.source_folders import find_class_folders
 from data_pipeline.source_pairs import find_pairs, looks_like_pairs
 
