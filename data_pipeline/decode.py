@@ -88,7 +88,8 @@ def eight_bit(picture: PillowImage.Image) -> PillowImage.Image:
     """The same picture with 8 bits a channel: 16 bits are scaled down, floats by their maximum."""
     if not picture.mode.startswith("I") and picture.mode != "F":
         return picture
-    values = np.asarray(picture, np.float64)
+    with np.errstate(invalid="ignore"):  # a NaN that signals is a NaN like any other
+        values = np.nan_to_num(np.asarray(picture, np.float64), posinf=0, neginf=0)
     scale = 255 / 65535 if picture.mode.startswith("I") else 255 / max(values.max(), 1e-12)
     return PillowImage.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from data_pipeline.decode import FORMATS, open_picture
+from data_pipeline.decode import FORMATS, eight_bit, open_picture
 from data_pipeline.fault import first_line
 from data_pipeline.masks import MASK_FORMATS, read_mask
 from data_pipeline.orientation import turn_of
@@ -189,11 +189,7 @@ def _own_turn(data: bytes) -> PillowImage.Transpose | None:
 
 
 def _eight_bit(picture: PillowImage.Image) -> PillowImage.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        with np.errstate(invalid="ignore"):  # a NaN that signals is a NaN like any other
-            values = np.nan_to_num(np.asarray(picture, np.float64), posinf=0, neginf=0)
-        scale = 255 / 65535 if picture.mode.startswith("I") else 255 / max(values.max(), 1e-12)
-        return PillowImage.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
+    picture = eight_bit(picture)
     grey = picture.mode in ("1", "L", "LA") or (picture.mode == "P" and _grey_palette(picture))
     return picture.convert("L" if grey else "RGB")
 
