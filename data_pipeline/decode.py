@@ -94,6 +94,14 @@ def eight_bit(picture: PillowImage.Image) -> PillowImage.Image:
     return PillowImage.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
 
 
+def has_grey_palette(picture: PillowImage.Image) -> bool:
+    """Whether its pixels are numbers of colours that are all grey."""
+    if picture.mode != "P":
+        return False
+    colours = np.array(picture.getpalette() or [], np.int64).reshape(-1, 3)
+    return bool((colours == colours[:, :1]).all())
+
+
 def _decode_jpeg(data: Encoded, reduction: Reduction, mode: str) -> Decoded | None:
     """None where simplejpeg declines (CMYK, broken off): Pillow then decodes it or names the fault."""
     try:

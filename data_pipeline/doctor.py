@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
-
 from data_pipeline.crew import in_order
 from data_pipeline.doctor_folder import check_folder
 from data_pipeline.doctor_labels import no_labels
@@ -29,6 +27,7 @@ from data_pipeline.doctor_twins import check_keys, check_twins, read_twins
 from data_pipeline.fault import UserError
 from data_pipeline.findings import HURTS, Finding, Findings
 from data_pipeline.index import DATASET_FILE, DatasetIndex, Shard
+from data_pipeline.spread import rows_by_shard, spread
 from data_pipeline.store import Folder
 from data_pipeline.urls import is_remote, local_path
 
@@ -130,11 +129,7 @@ def shard_jobs(root: str, dataset: DatasetIndex, sample: int | None) -> list[Sha
     if sample is None or not jobs:
         return jobs
     sizes = [_shard(dataset, job).samples for job in jobs]
-    total = sum(sizes)
-    chosen = np.arange(min(sample, total), dtype=np.int64) * total // max(1, min(sample, total))
-    ends = np.cumsum(sizes)
-    parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
-    rows = [part - end + size for part, end, size in zip(parts, ends, sizes, strict=True)]
+    rows = rows_by_shard(spread(sum(sizes), sample), sizes)
     return [job._replace(rows=one) for job, one in zip(jobs, rows, strict=True)]
 
 

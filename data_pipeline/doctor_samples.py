@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from data_pipeline.batch import Image, RawSample
-from data_pipeline.decode import FORMATS, decode
+from data_pipeline.decode import FORMATS, decode, has_grey_palette
 from data_pipeline.draws import IntArray
 from data_pipeline.fault import first_line
 from data_pipeline.findings import Finding, Findings
 from data_pipeline.index import DatasetIndex
 from data_pipeline.masks import class_table, mask_classes, read_mask
+from data_pipeline.orientation import EXIF_ORIENTATION, UPRIGHT
 from data_pipeline.read import ShardReader
 
 AT_ONCE = 32  # samples read together; their bytes are all that is in memory
 TINY, THIN, LARGE = 8, 20, 1024  # shorter side in pixels, longer by shorter side, shorter side in pixels
 ENOUGH = 128  # rows and columns of a picture that mean and deviation are taken of
-EXIF_ORIENTATION = 0x0112
 COLOURLESS = ("1", "L", "LA", "I", "F")
 
 
@@ -153,7 +153,7 @@ def picture_traits(data: bytes, image_mode: str) -> Iterator[str]:
     if picture.info.get("progressive") or picture.info.get("progression"):
         yield "progressive"
     colourless = picture.mode in COLOURLESS or picture.mode.startswith("I;")
-    if image_mode == "L" and not colourless and not _grey_palette(picture):
+    if image_mode == "L" and not colourless and not has_grey_palette(picture):
         yield "coloured"
     if image_mode == "RGB" and colourless:
         yield "all-grey"
@@ -165,18 +165,11 @@ def picture_traits(data: bytes, image_mode: str) -> Iterator[str]:
         yield "animated"
 
 
-def _grey_palette(picture: PillowImage.Image) -> bool:
-    if picture.mode != "P":
-        return False
-    colours = np.array(picture.getpalette() or [], np.int64).reshape(-1, 3)
-    return bool((colours == colours[:, :1]).all())
-
-
 def _turned(picture: PillowImage.Image) -> bool:
     """Whether EXIF says that it lies on its side; tags too odd to be read say nothing to any reader."""
     if not picture.info.get("exif"):
         return False
     try:
-        return picture.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9)
+        return picture.getexif().get(EXIF_ORIENTATION) in UPRIGHT
     except Exception:
         return False

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.doctor_shards import Prints, ShardJob, open_dataset
-from data_pipeline.draws import hash64
+from data_pipeline.draws import hash64, repeated
 from data_pipeline.findings import Finding, Findings
 from data_pipeline.index import DatasetIndex
 from data_pipeline.masks import read_mask
@@ -56,7 +56,7 @@ def check_twins(
 def candidates(jobs: Sequence[ShardJob], prints: Sequence[Prints]) -> list[ShardJob]:
     """The samples whose picture has the size and CRC-32 of another one's, by shard."""
     pictures = np.concatenate([np.empty(0, np.uint64), *(one.pictures for one in prints)])
-    shared = _repeated(pictures[pictures != 0])
+    shared = repeated(pictures[pictures != 0])
     again = [
         job._replace(rows=np.flatnonzero(np.isin(one.pictures, shared)).astype(np.int64))
         for job, one in zip(jobs, prints, strict=True)
@@ -68,7 +68,7 @@ def check_keys(jobs: Sequence[ShardJob], prints: Sequence[Prints], found: Findin
     """Keys that two samples of one split have: the certificate of an evaluation could not tell them apart."""
     for split in dict.fromkeys(job.split for job in jobs):
         pairs = [(job, one.keys) for job, one in zip(jobs, prints, strict=True) if job.split == split]
-        shared = _repeated(np.concatenate([keys for _, keys in pairs]))
+        shared = repeated(np.concatenate([keys for _, keys in pairs]))
         first: dict[str, str] = {}
         for job, keys in pairs:
             rows = np.flatnonzero(np.isin(keys, shared)).tolist()
@@ -82,12 +82,6 @@ def check_keys(jobs: Sequence[ShardJob], prints: Sequence[Prints], found: Findin
                 if key in first:
                     found.add(Finding("key-twice", f"this key is in {first[key]}, too", shard.name, key))
                 first.setdefault(key, shard.name)
-
-
-def _repeated(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The values that are there more than once."""
-    ordered = np.sort(values)
-    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
 
 
 def read_twins(job: ShardJob) -> list[Twin]:

@@ -45,6 +45,12 @@ def permutation(count: int, stream: np.random.Philox) -> IntArray:
     return order
 
 
+def repeated(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The values that are there more than once, ascending."""
+    ordered = np.sort(hashes)
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+
+
 def hash64(*parts: bytes) -> int:
     """64-bit BLAKE2b of the concatenated parts; sums of these modulo 2**64 are the order-free digests."""
     digest = hashlib.blake2b(digest_size=8)

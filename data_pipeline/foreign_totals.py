@@ -19,6 +19,7 @@ from data_pipeline.index import IMAGE_EXTENSIONS, Shard, Split
 from data_pipeline.member_kinds import Reading
 from data_pipeline.pixel_values import pixel_classes
 from data_pipeline.shard_draft import NAMED, Draft, DraftFiles
+from data_pipeline.spread import rows_by_shard, spread
 from data_pipeline.targets import MAX_CLASSES, MAX_LABELS, NUMBER, from_list
 
 FAULTS = 10  # tars that cannot be used and are named, at most
@@ -181,12 +182,6 @@ def _is_plain(name: str) -> bool:
 def looked_at(splits: Sequence[SplitTotals], count: int) -> dict[str, tuple[int, ...]]:
     """Rows of each tar, `count` samples in all at even distances over these splits."""
     shards = [shard for split in splits for shard in split.shards]
-    ends = np.cumsum([shard.samples for shard in shards])
-    count = min(count, int(ends[-1]))
-    numbers = np.arange(count, dtype=np.int64) * int(ends[-1]) // count
-    rows: dict[str, tuple[int, ...]] = {}
-    for place, shard in enumerate(shards):
-        first = int(ends[place]) - shard.samples
-        here = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, ends[place])] - first
-        rows[shard.name] = tuple(here.tolist())
-    return rows
+    sizes = [shard.samples for shard in shards]
+    rows = rows_by_shard(spread(sum(sizes), count), sizes)
+    return {shard.name: tuple(here.tolist()) for shard, here in zip(shards, rows, strict=True)}

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from data_pipeline.decode import FORMATS, eight_bit, open_picture
+from data_pipeline.decode import FORMATS, eight_bit, has_grey_palette, open_picture
 from data_pipeline.fault import first_line
 from data_pipeline.masks import MASK_FORMATS, read_mask
 from data_pipeline.orientation import turn_of
@@ -190,13 +190,8 @@ def _own_turn(data: bytes) -> PillowImage.Transpose | None:
 
 def _eight_bit(picture: PillowImage.Image) -> PillowImage.Image:
     picture = eight_bit(picture)
-    grey = picture.mode in ("1", "L", "LA") or (picture.mode == "P" and _grey_palette(picture))
+    grey = picture.mode in ("1", "L", "LA") or has_grey_palette(picture)
     return picture.convert("L" if grey else "RGB")
-
-
-def _grey_palette(picture: PillowImage.Image) -> bool:
-    colours = np.array(picture.getpalette() or [], np.int64).reshape(-1, 3)
-    return bool((colours == colours[:, :1]).all())
 
 
 def _jpeg(picture: PillowImage.Image, quality: int) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.draws import repeated
 from data_pipeline.fault import UserError
 
 NAMED = 10  # keys that a message lists
@@ -96,8 +97,7 @@ class DraftFiles:
         edges: list[int | None] = [part * (2**64 // parts) for part in range(parts)]
         found = [np.empty(0, np.uint64)]
         for first, behind in zip(edges, [*edges[1:], None], strict=True):
-            ordered = np.sort(np.concatenate([_between(file, first, behind) for file in files]))
-            found.append(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
+            found.append(repeated(np.concatenate([_between(file, first, behind) for file in files])))
         return np.concatenate(found)
 
 

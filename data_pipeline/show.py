@@ -21,6 +21,7 @@ from data_pipeline.masks import IGNORED, class_table, mask_classes, read_mask
 from data_pipeline.overlay import IGNORED_COLOUR, class_colours, laid_over
 from data_pipeline.read import ShardReader
 from data_pipeline.shard_index import MISSING, read_shard_index
+from data_pipeline.spread import spread
 from data_pipeline.store import Folder, Opened, Store
 
 # Labels looked at for each thumbnail, so that rare classes are found and large splits are not read.
@@ -80,12 +81,6 @@ def _groups(store: Store, dataset: DatasetIndex, split: str, numbers: IntArray) 
             labels = np.where((labels == 1).any(axis=1), rarity.argmin(axis=1), labels.shape[1])
         groups.append(labels.astype(np.int64))
     return np.concatenate([np.empty(0, np.int64), *groups])
-
-
-def spread(total: int, count: int) -> IntArray:
-    """At most `count` numbers below `total` at even distances, int64."""
-    count = min(count, total)
-    return np.arange(count, dtype=np.int64) * total // max(count, 1)
 
 
 def balanced(labels: IntArray, count: int) -> IntArray:

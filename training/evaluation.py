@@ -15,7 +15,6 @@ from data_pipeline.batch import Batch
 from data_pipeline.draws import hash64
 from data_pipeline.index import DatasetIndex
 from data_pipeline.plan import Work, evaluation_work
-from data_pipeline.stream import stream
 from training.command import Request
 from training.config import Config
 from training.console import Console
@@ -31,7 +30,7 @@ from training.counts import (
     joined_digest,
 )
 from training.inputs import Normalizer
-from training.reading import recipe_for
+from training.reading import batches
 from training.tasks.task import Tally, Task
 from training.weights import read_weights
 
@@ -81,19 +80,10 @@ def _pass(
     network: torch.nn.Module, task: Task, config: Config, dataset: DatasetIndex, accelerator: Accelerator
 ) -> tuple[Tally, Runs]:
     """This process's sums over its batches, and the numbers of the samples that were in them."""
-    data = config.data
-    recipe = recipe_for(
-        config,
-        dataset,
-        accelerator,
-        split=data.val_split,
-        transforms=data.eval_transforms,
-        learning=False,
-    )
 
     def work() -> Iterator[Work]:
         return evaluation_work(
-            dataset.split(data.val_split).samples,
+            dataset.split(config.data.val_split).samples,
             batch=config.eval.batch,
             process=accelerator.process_index,
             processes=accelerator.num_processes,
@@ -107,9 +97,7 @@ def _pass(
     training = network.training
     network.eval()
     with torch.inference_mode():
-        for batch in stream(
-            recipe, work, workers=data.workers, prefetch=data.prefetch, kind=data.worker_kind
-        ):
+        for batch in batches(config, dataset, accelerator, work, learning=False):
             inputs = normalize(batch)
             with accelerator.autocast():
                 outputs = network(inputs.images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from data_pipeline.produce import Recipe
 from data_pipeline.shard_index import read_shard_index
 from data_pipeline.store import Store, load_dataset, open_store
 from data_pipeline.stream import stream
-from training.augmentation import TransformStep
 from training.config import EMBEDDED_DIGITS, Config
 
 
@@ -82,44 +81,41 @@ def _balance(config: Config, dataset: DatasetIndex) -> Balance:
     return Balance(config.data.balance, table, labels_of)
 
 
-def recipe_for(
+def batches(
     config: Config,
     dataset: DatasetIndex,
     accelerator: Accelerator,
+    work: Callable[[], Iterator[Work]],
     *,
-    split: str,
-    transforms: tuple[TransformStep, ...],
     learning: bool,
-) -> Recipe:
-    """How samples of a split become pixels in this run; only to learn from are they mixed, or left out."""
-    return Recipe(
+) -> Generator[Batch, None, None]:
+    """The micro-batches that `work` asks for, in order, read ahead by workers.
+
+    Of the training split if they are to learn from, else of the validation split; only to learn from are
+    samples mixed, or left out.
+    """
+    data = config.data
+    transforms = data.train_transforms if learning else data.eval_transforms
+    recipe = Recipe(
         store=open_data_store(config, dataset),
         dataset=dataset,
-        split=split,
+        split=data.train_split if learning else data.val_split,
         transforms=tuple(step.call for step in transforms),
         seed=config.seed,
         pinned=accelerator.device.type == "cuda",
-        mixup=config.data.mixup if learning else 0.0,
-        cutmix=config.data.cutmix if learning else 0.0,
+        mixup=data.mixup if learning else 0.0,
+        cutmix=data.cutmix if learning else 0.0,
         skip_bad=learning,
         sharers=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
     )
+    return stream(recipe, work, workers=data.workers, prefetch=data.prefetch, kind=data.worker_kind)
 
 
 def training_batches(
     config: Config, dataset: DatasetIndex, plan: Plan, accelerator: Accelerator, *, steps: range
 ) -> Generator[Batch, None, None]:
-    """This process's micro-batches of the given optimizer steps, in order, read ahead by workers."""
+    """This process's micro-batches of the given optimizer steps."""
     share = -(-config.train.global_batch // accelerator.num_processes)
-    data = config.data
-    recipe = recipe_for(
-        config,
-        dataset,
-        accelerator,
-        split=data.train_split,
-        transforms=data.train_transforms,
-        learning=True,
-    )
 
     def work() -> Iterator[Work]:
         return training_work(
@@ -128,7 +124,7 @@ def training_batches(
             process=accelerator.process_index,
             processes=accelerator.num_processes,
             micro_batch=config.train.micro_batch or share,
-            mixing=bool(data.mixup or data.cutmix),
+            mixing=bool(config.data.mixup or config.data.cutmix),
         )
 
-    return stream(recipe, work, workers=data.workers, prefetch=data.prefetch, kind=data.worker_kind)
+    return batches(config, dataset, accelerator, work, learning=True)

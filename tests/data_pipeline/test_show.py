@@ -26,11 +26,11 @@ from data_pipeline.show import (
     legend_of,
     read_thumbnails,
     shares_in_words,
-    spread,
     write_grid,
 )
 from data_pipeline.show_table import CLASS_ROWS, class_table, facts
 from data_pipeline.sources import find_source
+from data_pipeline.spread import spread
 from data_pipeline.store import Folder, load_dataset
 
 
