@@ -22,6 +22,13 @@ Image = NDArray[np.uint8]  # [H, W, C]
 Mask = NDArray[np.uint8]  # [H, W] class numbers, masks.IGNORED where a pixel has none
 
 
+class Size(NamedTuple):
+    """Of a picture, in pixels."""
+
+    height: int
+    width: int
+
+
 class Pixels(NamedTuple):
     """What transforms work on: an image and, in segmentation, its mask of the same height and width."""
 
@@ -51,6 +58,7 @@ class Sample(NamedTuple):
     pixels: Pixels
     target: Any
     draws: np.random.Generator  # the sample's own: where its transforms' parameters come from
+    size: Size  # of its picture before any transform
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class BadSample:
     key: str
     offset: int  # bytes
     exception: str
-    replaced_by: str  # key
+    replaced_by: str  # key; empty where its row was left blank
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,8 @@ class Batch:
     keys: list[str]
     bad: tuple[BadSample, ...] = ()
     mixed: Mixed | None = None
+    sizes: NDArray[np.int64] | None = None  # [B, 2], height and width of each picture before any transform
+    blank: tuple[int, ...] = ()  # rows of zeros: their samples are those in `bad`, in the same order
 
     @property
     def last(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from data_pipeline.csv_labels import label_of
@@ -105,37 +106,46 @@ def _image_column(table: Table, pictures: CsvPictures, options: SourceOptions, t
     if options.image_column:
         column = _named(table, options.image_column, "--image-column")
     else:
-        column = _likely_image_column(table, pictures, taken)
+        found = likely_image_column(table, pictures.holds, taken=taken)
+        if found is None:
+            raise UserError(
+                f"no column of '{table.path}' names pictures in '{pictures.folder}'",
+                mend="name the folder (--images) or the column (--image-column); "
+                f"the columns are: {', '.join(table.header)}",
+            )
+        column = found
+    check_header(table, column)
+    return column
+
+
+def check_header(table: Table, column: int) -> None:
+    """DATA where the name of the column of pictures is itself a picture's: there is no header."""
     if table.header[column].lower().endswith(PICTURE_EXTENSIONS):
         raise UserError(
             f"'{table.path}' has no header: its first line names a picture, {shown(table.header[column])}",
             mend="put a line with the names of the columns before it, such as image,label",
             place={"file": str(table.path), "line": 1},
         )
-    return column
 
 
-def _likely_image_column(table: Table, pictures: CsvPictures, taken: set[int]) -> int:
-    """The column of a known name whose first cells name most pictures, else any of which at least half do."""
+def likely_image_column(
+    table: Table, holds: Callable[[str], bool], *, taken: Collection[int] = ()
+) -> int | None:
+    """The column of a known name whose first cells name most pictures, else any of which at least half do.
+
+    `holds` tells whether a cell names a picture. DATA where the table has no rows.
+    """
     rows = table.probe()
     if not rows:
         raise UserError(
             f"'{table.path}' has no rows", mend="give a CSV with a header and a row for each picture"
         )
-    hits = [
-        sum(pictures.holds(row.cells[place].strip()) for row in rows) for place in range(len(table.header))
-    ]
+    hits = [sum(holds(row.cells[place].strip()) for row in rows) for place in range(len(table.header))]
     named = [place for place in _by_name(table, IMAGE_NAMES) if place not in taken]
     found = [place for place in range(len(hits)) if place not in taken and 2 * hits[place] >= len(rows)]
     if any(hits[place] for place in named) or (named and not found):
         return max(named, key=lambda place: hits[place])
-    if found:
-        return max(found, key=lambda place: hits[place])
-    raise UserError(
-        f"no column of '{table.path}' names pictures in '{pictures.folder}'",
-        mend="name the folder (--images) or the column (--image-column); "
-        f"the columns are: {', '.join(table.header)}",
-    )
+    return max(found, key=lambda place: hits[place], default=None)
 
 
 def _label_columns(table: Table, taken: set[int]) -> tuple[int, ...]:

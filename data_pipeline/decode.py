@@ -48,8 +48,9 @@ def decode_sample(raw: RawSample, *, mode: str) -> Image:
 
 def sample_fault(raw: RawSample, error: Exception) -> UserError:
     """What is wrong with a sample, with its place."""
+    where = f"'{raw.shard}': sample {raw.key!r}" if raw.shard else repr(raw.key)
     return UserError(
-        f"'{raw.shard}': sample {raw.key!r}: {first_line(error)}",
+        f"{where}: {first_line(error)}",
         mend="mend it at its source and make the data set again; lockstep doctor lists all that are broken",
         place={"shard": raw.shard, "member": raw.key, "offset": raw.offset},
     )

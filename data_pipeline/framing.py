@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.batch import Encoded, Image, Pixels, RawSample
+from data_pipeline.batch import Encoded, Image, Pixels, RawSample, Size
 from data_pipeline.decode import decode_reduced
 from data_pipeline.index import DatasetIndex
 from data_pipeline.masks import class_table, mask_classes, read_mask
 from data_pipeline.transforms import FRAMES, TRANSFORMS, Frame, cut
 
 REDUCTIONS = (8, 4, 2)  # of a JPEG's inverse cosine transform
+
+
+class Opened(NamedTuple):
+    """The pixels of a sample, and the size that its picture has in its file."""
+
+    pixels: Pixels
+    size: Size
 
 
 class Opener:
@@ -24,12 +31,19 @@ class Opener:
         self._name, self._parameters = first or ("", {})
 
     def __call__(self, raw: RawSample, draws: np.random.Generator, out: Image | None = None) -> Pixels:
-        """The pixels, made in `out` if it fits a cut; ValueError where image, label or mask is wrong."""
+        """The pixels of what `open` gives."""
+        return self.open(raw, draws, out).pixels
+
+    def open(self, raw: RawSample, draws: np.random.Generator, out: Image | None = None) -> Opened:
+        """The sample, made in `out` if it fits a cut; ValueError where image, label or mask is wrong."""
         self._check_label(raw)
         if raw.mask is None and self._name in FRAMES:
-            return Pixels(self._decoded_cut(raw.image, draws, out))
+            return self._decoded_cut(raw.image, draws, out)
         pixels = self._decoded_whole(raw)
-        return TRANSFORMS[self._name](pixels, draws, **self._parameters) if self._name else pixels
+        size = Size(*pixels.image.shape[:2])
+        if self._name:
+            pixels = TRANSFORMS[self._name](pixels, draws, **self._parameters)
+        return Opened(pixels, size)
 
     def _check_label(self, raw: RawSample) -> None:
         """A label that is none would be an error in the middle of a step, and on a GPU one without words."""
@@ -44,7 +58,7 @@ class Opener:
         if not fits:
             raise ValueError(f"the label {raw.label}, allowed are {allowed}")
 
-    def _decoded_cut(self, data: Encoded, draws: np.random.Generator, out: Image | None) -> Image:
+    def _decoded_cut(self, data: Encoded, draws: np.random.Generator, out: Image | None) -> Opened:
         frames: list[Frame] = []  # drawn once, also where a second decoder has to try
 
         def reduction(height: int, width: int) -> int:
@@ -57,9 +71,8 @@ class Opener:
         decoded = decode_reduced(data, reduction, mode=self._mode)
         frame = _scaled(frames[0], decoded.image, decoded.height, decoded.width)
         shape = (frame.out_height, frame.out_width, decoded.image.shape[2])
-        return cut(
-            Pixels(decoded.image), frame, out if out is not None and out.shape == shape else None
-        ).image
+        pixels = cut(Pixels(decoded.image), frame, out if out is not None and out.shape == shape else None)
+        return Opened(pixels, Size(decoded.height, decoded.width))
 
     def _decoded_whole(self, raw: RawSample) -> Pixels:
         image = decode_reduced(raw.image, lambda _height, _width: 1, mode=self._mode).image

@@ -57,8 +57,12 @@ def random_shift(pixels: Pixels, draws: np.random.Generator, *, fraction: float)
 
 def center_crop(pixels: Pixels, _draws: np.random.Generator, *, size: int) -> Pixels:
     """Cut the central `size` x `size` pixels, with zeros around a smaller picture, IGNORED in the mask."""
-    height, width = pixels.image.shape[:2]
-    return seen(pixels, Window(_central(height, size), _central(width, size), size, size))
+    return seen(pixels, central_window(*pixels.image.shape[:2], size=size))
+
+
+def central_window(height: int, width: int, *, size: int) -> Window:
+    """What `center_crop` cuts from a picture of this size."""
+    return Window(_central(height, size), _central(width, size), size, size)
 
 
 def random_crop(

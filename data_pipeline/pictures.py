@@ -79,8 +79,7 @@ def stored_picture(
     kind, turn = picture.format or "", turn_of(picture)
     done = turn_of(_header(data)) if kind == "TIFF" else turn
     progressive = bool(picture.info.get("progressive"))
-    kept = kind in EXTENSIONS and turn is None and picture.mode in PLAIN_MODES
-    kept = kept and not _sixteen_bits(data) and (kind == "MPO" or getattr(picture, "n_frames", 1) == 1)
+    kept = turn is None and _is_plain(picture, data)
     upright = picture if turn is None else picture.transpose(turn)
     shown = upright if upright.mode in ("L", "RGB") else _eight_bit(upright)
     size = shown.size
@@ -92,6 +91,19 @@ def stored_picture(
     if EXTENSIONS.get(kind) == "jpg" and (reencode or smaller != size):
         return Stored("jpg", _jpeg(shown, quality), shown, False, size, done)
     return Stored("png", _png(shown), shown, False, size, done)
+
+
+def picture_bytes(path: Path) -> bytes:
+    """The bytes that `stored_picture` stores of a file as it is, without decoding what it keeps.
+
+    So a broken JPEG, PNG or WebP may pass: whoever decodes it finds out. Errors as of `stored_picture`.
+    """
+    data = _read(path)
+    try:
+        kept = _own_turn(data) is None and _is_plain(_header(data), data)
+    except (OSError, SyntaxError, ValueError, *BROKEN):
+        kept = False  # then it is read as a whole, and the error is the one that packing would name
+    return data if kept else stored_picture(path).data
 
 
 def stored_mask(
@@ -171,6 +183,12 @@ def _pages(data: bytes) -> int:
 def _sixteen_bits(data: bytes) -> bool:
     """Whether a PNG has 16 bits a channel: of a coloured one Pillow's mode does not tell."""
     return data[:8] == PNG_MAGIC and data[24] == 16
+
+
+def _is_plain(picture: PillowImage.Image, data: bytes) -> bool:
+    """Whether any reader shows an upright picture as we do."""
+    one = picture.format == "MPO" or getattr(picture, "n_frames", 1) == 1
+    return picture.format in EXTENSIONS and picture.mode in PLAIN_MODES and one and not _sixteen_bits(data)
 
 
 def _is_plain_png(data: bytes) -> bool:

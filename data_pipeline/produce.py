@@ -7,7 +7,6 @@ Shapes: B samples of the micro-batch, E samples read only as partners, H W pixel
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -16,37 +15,21 @@ import numpy as np
 import webdataset
 from numpy.typing import NDArray
 
-from data_pipeline.batch import BadSample, Image, Mask, Pixels, RawSample, Sample
+from data_pipeline.batch import BadSample, Image, Pixels, RawSample, Sample
 from data_pipeline.decode import sample_fault
 from data_pipeline.draws import Purpose, bit_stream
 from data_pipeline.fault import UserError
 from data_pipeline.framing import Opener
-from data_pipeline.index import DatasetIndex
 from data_pipeline.partners import mix_rows, partner_targets, wanted
+from data_pipeline.pixel_rows import is_same_array, pixel_arrays, pixel_bytes
 from data_pipeline.plan import Work
-from data_pipeline.read import ShardReader
+from data_pipeline.recipe import Recipe as Recipe
+from data_pipeline.recipe import reader_of
 from data_pipeline.slots import Buffer
-from data_pipeline.store import Store
 from data_pipeline.transforms import TRANSFORMS
 
 READ_AHEAD = 32  # samples whose bytes are fetched together: neighbours in a tar cost one read
 TRIES = 100  # neighbours of a broken sample that are tried in its place
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything between a sample's number and its pixels: where it lies, what is done to it, the seed."""
-
-    store: Store
-    dataset: DatasetIndex
-    split: str
-    transforms: tuple[tuple[str, dict[str, Any]], ...]  # name and parameters, in order
-    seed: int
-    pinned: bool = False  # page-locked buffers, for a GPU
-    mixup: float = 0.0  # alpha of the Beta distribution; 0: off
-    cutmix: float = 0.0
-    skip_bad: bool = True  # put a neighbour in the place of a broken sample, instead of raising
-    sharers: int = 1  # processes of this machine whose shards go through the same cache
 
 
 class Filled(NamedTuple):
@@ -61,6 +44,8 @@ class Filled(NamedTuple):
     partner_targets: NDArray[Any] | None
     share: NDArray[np.float32] | None  # [B], of the sample itself where it was mixed with another
     bad: tuple[BadSample, ...]
+    sizes: NDArray[np.int64]  # [B, 2], height and width of each picture before any transform
+    blank: tuple[int, ...]  # rows of zeros: their samples are those in `bad`
 
 
 class _Read(NamedTuple):
@@ -78,11 +63,12 @@ class Producer:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._reader = ShardReader(recipe.store, recipe.dataset, recipe.split)
-        self._samples = recipe.dataset.split(recipe.split).samples
+        self._reader = reader_of(recipe)
         self._open = Opener(recipe.dataset, recipe.transforms[0] if recipe.transforms else None)
         self._rest = [(TRANSFORMS[name], parameters) for name, parameters in recipe.transforms[1:]]
+        self._channels = recipe.dataset.channels
         self._bad: list[BadSample] = []
+        self._blank: list[int] = []
         self._rows: Image | None = (
             None  # of the batch that is being made, once its first sample has shown its shape
         )
@@ -96,10 +82,11 @@ class Producer:
 
         DATA for a broken sample that may not be skipped, CONFIG where pictures come out in different sizes.
         """
-        self._bad, self._rows = [], None
+        self._bad, self._blank, self._rows = [], [], None
         filled: Filled
+        collate = partial(self._collate, work, buffer)
         (filled,) = webdataset.DataPipeline(
-            partial(iter, [work]), self._read, self._decode, self._augment, partial(self._collate, buffer)
+            partial(iter, [work]), self._read, self._decode, self._augment, collate
         )
         return filled
 
@@ -128,8 +115,8 @@ class Producer:
         draws = np.random.Generator(bits)
         is_own = item.row < len(item.work.numbers)
         row = self._rows[item.row] if self._rows is not None and is_own else None
-        pixels = self._open(item.raw, draws, row)
-        return Sample(item.work, item.number, item.raw.key, pixels, item.raw.label, draws)
+        pixels, size = self._open.open(item.raw, draws, row)
+        return Sample(item.work, item.number, item.raw.key, pixels, item.raw.label, draws, size)
 
     def _in_its_place(self, item: _Read, error: UserError) -> Sample:
         """The next sample of the split that is whole: the same one for whoever meets the broken one."""
@@ -137,7 +124,7 @@ class Producer:
             raise error
         raw = item.raw
         for distance in range(1, TRIES):
-            other = item._replace(raw=self._reader.read((item.number + distance) % self._samples))
+            other = item._replace(raw=self._reader.read((item.number + distance) % self._reader.samples))
             try:
                 sample = self._finished(self._opened(other))
             except ValueError as another:
@@ -149,15 +136,21 @@ class Producer:
             return sample
         raise error
 
-    def _augment(self, opened: Iterator[tuple[_Read, Sample | UserError]]) -> Iterator[Sample]:
+    def _augment(self, opened: Iterator[tuple[_Read, Sample | UserError]]) -> Iterator[tuple[int, Sample]]:
+        """Each sample with its row; rows of broken ones may be left out."""
         for item, found in opened:
             try:
                 if isinstance(found, UserError):
                     raise found
                 sample = self._finished(found)
             except ValueError as error:
-                sample = self._in_its_place(item, _sample_error(item.raw, error))
-            yield sample
+                fault, raw = _sample_error(item.raw, error), item.raw
+                if self._recipe.unlabelled:
+                    self._blank.append(item.row)
+                    self._bad.append(BadSample(raw.shard, raw.key, raw.offset, fault.what, ""))
+                    continue
+                sample = self._in_its_place(item, fault)
+            yield item.row, sample
 
     def _finished(self, sample: Sample) -> Sample:
         pixels = sample.pixels
@@ -165,31 +158,37 @@ class Producer:
             pixels = transform(pixels, sample.draws, **parameters)
         return sample._replace(pixels=pixels)
 
-    def _collate(self, buffer: Buffer | None, samples: Iterator[Sample]) -> Iterator[Filled]:
-        first = next(samples)
-        work, shape, masked = first.work, first.pixels.image.shape, first.pixels.mask is not None
+    def _collate(
+        self, work: Work, buffer: Buffer | None, samples: Iterator[tuple[int, Sample]]
+    ) -> Iterator[Filled]:
+        first = next(samples, None)  # none where every sample is broken and may be
+        shown = Pixels(np.empty((0, 0, self._channels), np.uint8)) if first is None else first[1].pixels
+        first_key = "" if first is None else first[1].key
+        shape, masked = shown.image.shape, shown.mask is not None
         count, private = len(work.numbers), None
         size = pixel_bytes(count, shape, masked=masked)
         if buffer is None or len(buffer) < size:
             buffer = private = np.empty(size, np.uint8)
         self._rows, masks = pixel_arrays(buffer, count, shape, masked=masked)
         images = self._rows
-        keys: list[str] = []
+        keys, sizes = [""] * count, np.zeros((count, 2), np.int64)
         targets: list[Any] = []
         beyond: list[Pixels] = []
-        for row, sample in enumerate(chain([first], samples)):
-            _check_same_size(first, sample)
+        for row, sample in chain([first] if first else [], samples):
+            _check_same_size(first_key, shape, sample)
             targets.append(sample.target)
             if row >= count:
                 beyond.append(sample.pixels)
                 continue
-            keys.append(sample.key)
-            if not _is_same_array(sample.pixels.image, images[row]):  # or it was made in its place already
+            keys[row], sizes[row] = sample.key, sample.size
+            if not is_same_array(sample.pixels.image, images[row]):  # or it was made in its place already
                 images[row] = sample.pixels.image
             if masks is not None and sample.pixels.mask is not None:
                 masks[row] = sample.pixels.mask
         self._rows = None
-        together = None if masked else np.array(targets, np.int8 if np.ndim(targets[0]) else np.int64)
+        for row, one in zip(self._blank, self._bad, strict=False):
+            keys[row], images[row] = one.key, 0
+        together = None if masked else self._together(targets, count)
         share = others = None
         if work.partners is not None:
             recipe = self._recipe
@@ -200,30 +199,14 @@ class Producer:
         own = None if together is None else together[:count]
         # A mask that was pasted together is a target like any other.
         share = None if masked else share
-        yield Filled(work, keys, shape, masked, private, own, others, share, tuple(self._bad))
+        bad, blank = tuple(self._bad), tuple(self._blank)
+        yield Filled(work, keys, shape, masked, private, own, others, share, bad, sizes, blank)
 
-
-def pixel_bytes(count: int, shape: tuple[int, ...], *, masked: bool) -> int:
-    """Bytes of `count` images of `shape` (H, W, C), with their masks where there are some."""
-    height, width, channels = shape
-    return count * height * width * (channels + masked)
-
-
-def pixel_arrays(
-    buffer: Buffer, count: int, shape: tuple[int, ...], *, masked: bool
-) -> tuple[Image, Mask | None]:
-    """Views of a buffer: images [B, H, W, C] and, behind them, masks [B, H, W]."""
-    size = pixel_bytes(count, shape, masked=False)
-    images = buffer[:size].reshape(count, *shape)
-    if not masked:
-        return images, None
-    return images, buffer[size : size + count * shape[0] * shape[1]].reshape(count, *shape[:2])
-
-
-def _is_same_array(one: Image, other: Image) -> bool:
-    return (
-        one.__array_interface__["data"] == other.__array_interface__["data"] and one.strides == other.strides
-    )
+    def _together(self, targets: list[Any], count: int) -> NDArray[Any]:
+        """The labels of a micro-batch; zeros, which nobody reads, where there are none."""
+        if self._recipe.unlabelled:
+            return np.zeros(count, np.int64)
+        return np.array(targets, np.int8 if np.ndim(targets[0]) else np.int64)
 
 
 def _sample_error(raw: RawSample, error: ValueError) -> UserError:
@@ -233,12 +216,12 @@ def _sample_error(raw: RawSample, error: ValueError) -> UserError:
     return error if isinstance(error, UserError) and error.place else sample_fault(raw, error)
 
 
-def _check_same_size(first: Sample, sample: Sample) -> None:
-    here, there = first.pixels.image.shape, sample.pixels.image.shape
-    if here != there:
-        sizes = " x ".join(map(str, here)), " x ".join(map(str, there))
+def _check_same_size(first: str, shape: tuple[int, ...], sample: Sample) -> None:
+    there = sample.pixels.image.shape
+    if shape != there:
+        sizes = " x ".join(map(str, shape)), " x ".join(map(str, there))
         raise UserError(
-            f"pictures of different sizes in one batch: {first.key!r} {sizes[0]}, {sample.key!r} {sizes[1]} "
+            f"pictures of different sizes in one batch: {first!r} {sizes[0]}, {sample.key!r} {sizes[1]} "
             "(height, width, channels)",
             mend="end the transforms with one that fixes the size: random_resized_crop, center_crop",
             code="CONFIG",

@@ -38,12 +38,23 @@ class _Extent(NamedTuple):
 
 
 class ShardReader:
-    """Reads samples of one split. Not shared: each reader worker has its own, so nothing is locked."""
+    """Reads samples of one split. Not shared: each reader worker has its own, so nothing is locked.
+
+    Without `targets` neither labels nor masks are read.
+    """
 
     def __init__(
-        self, store: Store, dataset: DatasetIndex, split: str, *, open_shards: int = OPEN_SHARDS
+        self,
+        store: Store,
+        dataset: DatasetIndex,
+        split: str,
+        *,
+        open_shards: int = OPEN_SHARDS,
+        targets: bool = True,
     ) -> None:
         self._store, self._dataset, self._open_shards = store, dataset, open_shards
+        self._targets = targets
+        self.samples = dataset.split(split).samples
         self._shards = dataset.split(split).shards
         self._ends = np.cumsum(dataset.split(split).shard_samples)
         self._opened: OrderedDict[int, _Opened] = OrderedDict()
@@ -81,11 +92,11 @@ class ShardReader:
 
     def _located(self, opened: _Opened, row: int, number: int) -> tuple[RawSample, list[_Extent]]:
         index, members = opened.rows, self._dataset.members
-        masked = self._dataset.task == "segmentation"
+        masked = self._targets and self._dataset.task == "segmentation"
         image = index.column(members.image, row)
         mask = index.column((members.target,), row) if masked else None
         label: Any = None
-        if not masked:
+        if self._targets and not masked:
             label = int(index.labels[row]) if index.labels.ndim == 1 else np.array(index.labels[row], np.int8)
         offset = int(index.offset[row, image]) if image is not None else 0
         raw = RawSample(number, index.key(row), b"", None, label, opened.shard.name, offset)

@@ -16,10 +16,12 @@ from typing import Literal
 import torch
 
 from data_pipeline.batch import Batch, Mixed
+from data_pipeline.file_reader import PictureList
 from data_pipeline.partners import wanted
+from data_pipeline.pixel_rows import pixel_bytes
 from data_pipeline.plan import Work
 from data_pipeline.prefetch import Prefetcher
-from data_pipeline.produce import Filled, Producer, Recipe, pixel_bytes
+from data_pipeline.produce import Filled, Producer, Recipe
 from data_pipeline.reader_processes import filled_by_processes
 from data_pipeline.slots import Slots
 
@@ -76,6 +78,9 @@ class _Fetcher:
     def beside(self) -> Iterator[None]:
         """Fetch what comes after the batches that were taken so far, until the end."""
         recipe = self._recipe
+        if isinstance(recipe.store, PictureList):
+            yield
+            return
         numbers = (wanted(one).numbers for one in islice(self._work(), self._done, None))
         split = recipe.dataset.split(recipe.split)
         self._prefetcher = Prefetcher(recipe.store, split, numbers, ahead=AHEAD, sharers=recipe.sharers)
@@ -92,11 +97,18 @@ class _Fetcher:
 
 
 def _capacity(recipe: Recipe, first: Work) -> int:
-    """Bytes of the largest micro-batch, which is the first, judged by its first sample."""
+    """Bytes of the largest micro-batch, which is the first, judged by its first sample that is whole."""
+    size = 0
     with closing(Producer(recipe)) as producer:
-        one = first._replace(numbers=first.numbers[:1], copies=None, partners=None, partner_copies=None)
-        filled = producer(one)
-    return pixel_bytes(len(first.numbers), filled.shape, masked=filled.masked)
+        for row in range(len(first.numbers)):
+            one = first._replace(
+                numbers=first.numbers[row : row + 1], copies=None, partners=None, partner_copies=None
+            )
+            filled = producer(one)
+            size = pixel_bytes(len(first.numbers), filled.shape, masked=filled.masked)
+            if size:
+                break
+    return size
 
 
 def _filled_here(
@@ -154,4 +166,6 @@ def _batch(filled: Filled, slot: torch.Tensor) -> Batch:
         if filled.partner_targets is not None and filled.share is not None:
             mixed = Mixed(torch.from_numpy(filled.partner_targets), torch.from_numpy(filled.share))
     valid = torch.full((count,), filled.work.valid)
-    return Batch(filled.work, images, targets, valid, filled.keys, filled.bad, mixed)
+    return Batch(
+        filled.work, images, targets, valid, filled.keys, filled.bad, mixed, filled.sizes, filled.blank
+    )

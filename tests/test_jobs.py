@@ -360,7 +360,7 @@ def test_gradients_are_those_of_the_whole_batch_however_it_is_dealt_out(common, 
     from safetensors.torch import load_file
 
     flags = ["--train.global-batch", batch, "--train.max-steps", 4, "--model.name", "test_convnext"]
-    flags += ["--optim.name", "sgd", "--optim.lr", 0.1, "--optim.warmup-steps", 0, "--optim.momentum", 0]
+    flags += ["--optim.name", "sgd", "--optim.lr", 0.1, "--optim.warmup", 0, "--optim.momentum", 0]
     for processes, cut in ((1, "none"), (3, micro_batch)):
         command = [*launcher_of(processes), *common, *flags, "--train.micro-batch", cut]
         succeed([*command, "--run-dir", f"run{processes}"], folder=tmp_path)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from timm.utils import ModelEmaV3
 
 from data_pipeline.fault import UserError
 from data_pipeline.index import DatasetIndex
@@ -17,10 +18,18 @@ from data_pipeline.plan import Plan
 from training.checkpoint import read_state, read_tensors
 from training.command import Request
 from training.config import Config
-from training.networks.classifiers import classifier
-from training.optim import build_optimizer
+from training.durations import in_steps
+from training.freezing import Freezing, apply_freezing, plan_freezing
+from training.job import Job, length_of
+from training.labels import learned_labels
+from training.networks.build import build_network, head_names
+from training.networks.options import apply_options
+from training.optim import build_optimizer, load_optimizer_numbers
+from training.pretrained import LoadReport, load_pretrained
 from training.reading import make_plan
+from training.schedules import check_schedule
 from training.state import (
+    AVERAGE_FILE,
     MODEL_FILE,
     OPTIMIZER_FILE,
     Progress,
@@ -28,42 +37,10 @@ from training.state import (
     load_optimizer,
     parameter_names,
 )
-from training.tasks import TASKS
-from training.tasks.task import Task
+from training.tasks import make_task
+from training.tasks.task import Kept, Task
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # in accelerate's words
-
-
-@dataclass
-class Job:
-    """Everything that training needs; `model` is wrapped for the processes, `network` the bare one in it."""
-
-    request: Request
-    accelerator: Accelerator
-    dataset: DatasetIndex
-    plan: Plan
-    task: Task
-    model: torch.nn.Module
-    network: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    names: list[str]  # of the optimizer's parameters
-    progress: Progress
-
-    @property
-    def config(self) -> Config:
-        """What the run was told."""
-        return self.request.config
-
-    @property
-    def schedule_steps(self) -> int:
-        """Optimizer steps that the learning rate's course spans."""
-        train = self.config.train
-        return train.epochs * self.plan.steps_per_epoch if train.epochs else train.max_steps or 0
-
-    @property
-    def last_step(self) -> int:
-        """Optimizer steps after which the run ends."""
-        return min(self.schedule_steps, self.config.train.max_steps or self.schedule_steps)
 
 
 def join(config: Config) -> Accelerator:
@@ -109,15 +86,6 @@ def join(config: Config) -> Accelerator:
     return accelerator
 
 
-def make_network(config: Config, dataset: DatasetIndex, task: Task) -> torch.nn.Module:
-    """The network with initial weights that depend on the seed only."""
-    torch.manual_seed(config.seed)
-    model = config.model
-    return classifier(
-        model.name, channels=dataset.channels, outputs=task.outputs, pretrained=model.pretrained
-    )
-
-
 def assemble(
     request: Request,
     accelerator: Accelerator,
@@ -128,23 +96,100 @@ def assemble(
 ) -> Job:
     """Everything that `loop.train` needs, with weights and optimizer from `checkpoint` if there is one.
 
-    The order matters: weights are loaded before DDP copies process zero's to all, the optimizer's state after
-    its parameters have moved to the device.
+    The order matters: weights are loaded before DDP copies process zero's to all, the average is copied
+    before anything wraps the network, the optimizer's state is loaded after its parameters have moved.
     """
-    config = request.config
-    task = TASKS[config.task](len(dataset.classes))
-    network = make_network(config, dataset, task)
-    if checkpoint:
-        load_model(network, read_tensors(checkpoint, MODEL_FILE), origin=str(checkpoint))
-    model = network
+    config, plan = request.config, make_plan(request.config, dataset)
+    labels = learned_labels(config, dataset)
+    task = make_task(labels, config.loss)
+    _check_best(config, task)
+    check_schedule(config.optim, length_of(config, plan))
+    network, head, loaded = _network(config, dataset, task, checkpoint)
+    freezing = _freezing(config, plan, network, head)
+    apply_freezing(network, freezing.frozen_at(progress.step))
     if config.train.sync_batchnorm:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-    model, optimizer = accelerator.prepare(model, build_optimizer(model, config.optim))
-    network = accelerator.unwrap_model(model)
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    network.to(accelerator.device)
+    average = _average(config, network, checkpoint)
+    apply_options(network, config.model)
+    trainable, device = freezing.trainable, accelerator.device.type
+    optimizer = build_optimizer(network, config.optim, head=head, trainable=trainable, device_type=device)
+    model, optimizer = accelerator.prepare(network, optimizer)
     names = parameter_names(network, optimizer)
     if checkpoint:
+        state = read_state(checkpoint)
         load_optimizer(optimizer, names, read_tensors(checkpoint, OPTIMIZER_FILE))
+        load_optimizer_numbers(optimizer, state["optimizer"])
         if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(read_state(checkpoint)["scaler"])
-    plan = make_plan(config, dataset)
-    return Job(request, accelerator, dataset, plan, task, model, network, optimizer, names, progress)
+            accelerator.scaler.load_state_dict(state["scaler"])
+    return Job(
+        request=request,
+        accelerator=accelerator,
+        dataset=dataset,
+        plan=plan,
+        task=task,
+        labels=labels,
+        freezing=freezing,
+        model=model,
+        network=network,
+        average=average,
+        optimizer=optimizer,
+        names=names,
+        head=head,
+        progress=progress,
+        loaded=loaded,
+    )
+
+
+def _network(
+    config: Config, dataset: DatasetIndex, task: Task, checkpoint: Path | None
+) -> tuple[torch.nn.Module, frozenset[str], LoadReport | None]:
+    """The bare network, the names of its head's parameters, and what came from pretrained weights.
+
+    Its initial weights depend on the seed only. A checkpoint goes before weights that a run may start from.
+    """
+    model, loaded = config.model, None
+    asked = {"task": config.task, "channels": dataset.channels, "outputs": task.outputs}
+    torch.manual_seed(config.seed)
+    network = build_network(model.name, arguments=model.arguments, **asked)
+    head = head_names(model.name, arguments=model.arguments, **asked)
+    if checkpoint:
+        load_model(network, read_tensors(checkpoint, MODEL_FILE), origin=str(checkpoint))
+    elif model.pretrained:
+        loaded = load_pretrained(
+            network, model.pretrained, name=model.name, arguments=model.arguments, head=head, **asked
+        )
+    return network, head, loaded
+
+
+def _freezing(config: Config, plan: Plan, network: torch.nn.Module, head: frozenset[str]) -> Freezing:
+    length = length_of(config, plan)
+    unfreeze = {
+        pattern: in_steps(late, **length._asdict()) for pattern, late in config.model.unfreeze.items()
+    }
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    return plan_freezing(names, head=head, freeze=config.model.freeze, unfreeze=unfreeze)
+
+
+def _average(config: Config, network: torch.nn.Module, checkpoint: Path | None) -> ModelEmaV3 | None:
+    """The running mean of the weights; its decay grows with the steps up to what was asked for."""
+    if not config.train.ema:
+        return None
+    average = ModelEmaV3(network, decay=config.train.ema, use_warmup=True)
+    if checkpoint:
+        load_model(average.module, read_tensors(checkpoint, AVERAGE_FILE), origin=str(checkpoint))
+    return average
+
+
+def _check_best(config: Config, task: Task) -> None:
+    """CONFIG where no score has the name that `eval.best` gives: now, not after the first epoch."""
+    nothing = {name: np.zeros(shape) for name, shape in task.sums.items()}
+    rows = np.empty((0, task.outputs))
+    kept = Kept(rows.astype(np.float32), rows.astype(np.int8)) if task.keeps_rows else None
+    known = ["train_loss"] if config.data.val_split is None else ["loss", *task.score(nothing, kept).metrics]
+    if config.eval.best is not None and config.eval.best not in known:
+        raise UserError(
+            f"eval.best: {config.eval.best!r} is no score of this run",
+            mend=f"one of: {', '.join(known)}",
+            code="CONFIG",
+        )

@@ -15,6 +15,7 @@ from training.config import RECIPES, Config, UserError, recipe_names
 from training.flags import MODES, Flags
 from training.tree import Section, fields_of
 
+Mode = Literal["train", "evaluate", "predict"]
 S = typing.TypeVar("S", bound=Section)
 
 
@@ -22,7 +23,7 @@ S = typing.TypeVar("S", bound=Section)
 class Request:
     """One call of the program: what to do, with what, and where."""
 
-    mode: Literal["train", "evaluate"]
+    mode: Mode
     config: Config
     flags: Flags
     run_dir: Path
@@ -58,7 +59,7 @@ def read_request(words: list[str]) -> Request | None:
     name = split[True].get("config", Flags().config)
     run_dir = Path(split[True].get("run_dir", f"runs/{Path(name).stem}"))
     recorded = run_dir / "config.yaml"
-    if reading.mode == "evaluate" and "config" not in split[True] and recorded.exists():
+    if reading.mode != "train" and "config" not in split[True] and recorded.exists():
         name = str(recorded)
     config = _validated(Config, split[False], read_yaml(name), name, mistakes)
     if config is None or flags is None or mistakes:
@@ -72,7 +73,7 @@ def read_request(words: list[str]) -> Request | None:
     if flags.print_config:
         print(config.as_yaml(), end="")  # noqa: T201 - this is the output that was asked for
         return None
-    return Request(typing.cast(Literal["train", "evaluate"], reading.mode), config, flags, run_dir)
+    return Request(typing.cast(Mode, reading.mode), config, flags, run_dir)
 
 
 def read_yaml(name: str) -> dict[str, Any]:
@@ -150,7 +151,9 @@ def _read_words(words: list[str]) -> _Reading:
 
 
 def _is_switch(name: str) -> bool:
-    return _FIELDS[name].annotation is bool
+    """Whether the flag may stand alone, for yes."""
+    kind = _FIELDS[name].annotation
+    return kind is bool or bool in typing.get_args(kind)
 
 
 def _negated(name: str) -> str | None:
@@ -217,8 +220,28 @@ def _lay(tree: dict[str, Any], path: list[str], value: Any) -> None:
 
 def _mistake(error: Any, given: dict[str, str], origin: str) -> str:
     name = ".".join(str(part) for part in error["loc"])
-    where = _flag(name) if name in given else f"{origin}: {name}" if name else origin or "configuration"
+    flags = (flag for flag in given if name == flag or name.startswith(f"{flag}."))
+    said_by = max(flags, key=len, default=None)
+    if said_by is not None:
+        where = _flag(said_by) + (f": {name[len(said_by) + 1 :]}" if name != said_by else "")
+    else:
+        where = f"{origin}: {name}" if name else origin or "configuration"
     if error["type"] == "extra_forbidden":
-        return f"{where}: no such name{_nearest(name, _FIELDS)}"
+        return f"{where}: no such name{_nearest_sibling(error['loc'])}"
     said = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{where}: {said}" if not name else f"{where}: {error['input']!r} {said}"
+
+
+def _nearest_sibling(location: tuple[Any, ...]) -> str:
+    """The name nearest to an unknown one, in full: among those of its own section, else among all."""
+    section: Any = Config
+    for part in location[:-1]:
+        kind = section.model_fields[part].annotation if part in section.model_fields else None
+        kinds = [one for one in (kind, *typing.get_args(kind)) if isinstance(one, type)]
+        section = next((one for one in kinds if issubclass(one, Section)), None)
+        if section is None:
+            break
+    *before, last = map(str, location)
+    if section is not None and (close := difflib.get_close_matches(last, section.model_fields, n=1)):
+        return f" (did you mean {'.'.join([*before, *close])}?)"
+    return _nearest(".".join([*before, last]), _FIELDS)

@@ -7,92 +7,23 @@ from __future__ import annotations
 
 from math import gcd
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from data_pipeline.fault import UserError as UserError
 from data_pipeline.fault import fatal_line as fatal_line
 from data_pipeline.fault import user_error_text as user_error_text
-from training.augmentation import TransformStep
-from training.tree import Fraction, Rate, Section, fields_of, free
+from training.data_config import EMBEDDED_DIGITS as EMBEDDED_DIGITS
+from training.data_config import DataConfig
+from training.loss_config import LossTerms
+from training.model_config import ModelConfig
+from training.optim_config import OptimConfig
+from training.tree import Section, fields_of, free
 
 LANES_AT_MOST = 8
 RECIPES = Path(__file__).parent / "recipes"
-EMBEDDED_DIGITS = "embedded:digits"
-
-
-class DataConfig(Section):
-    """Which samples, and what is done to their pixels."""
-
-    root: str = free("data")
-    """folder or URL of dataset.json (it may move); embedded:digits is packed into data/digits on first use"""
-    cache: str | None = free(None)
-    """folder of this machine for the shards behind a URL; default: ~/.cache/lockstep"""
-    cache_gib: float = free(64.0, gt=0, le=2**20)
-    """GiB that the cache may hold; the shards used longest ago make room"""
-    train_split: str = "train"
-    """split to learn from"""
-    val_split: str = "val"
-    """split to evaluate"""
-    train_transforms: tuple[TransformStep, ...] = ()
-    """applied in order to training images"""
-    eval_transforms: tuple[TransformStep, ...] = ()
-    """applied in order to images that are evaluated"""
-    lanes: PositiveInt | None = None
-    """streams that a global batch is dealt from; default: greatest common divisor of global batch and 8"""
-    shuffle_block: PositiveInt = 4096
-    """consecutive samples of a lane that are permuted together"""
-    balance: Fraction = 0.0
-    """0: every sample once an epoch; 1: every class equally often in an epoch of the same length"""
-    mixup: float = Field(default=0.0, ge=0, le=4)
-    """alpha of the Beta distribution that two images are blended by; 0: off"""
-    cutmix: float = Field(default=0.0, ge=0, le=4)
-    """alpha of the Beta distribution that fixes the area pasted from another image; 0: off"""
-    max_bad: Fraction = free(0.001)
-    """share of the training split that may be broken and is left out, each time by the same neighbour"""
-    workers: int = free(2, ge=0, le=256)
-    """readers *per process*; 0 reads in the training thread"""
-    worker_kind: Literal["threads", "processes"] = free("processes")
-    """threads start at once and need the least CPU; processes do not share the interpreter with training"""
-    prefetch: PositiveInt = free(4)
-    """batches that each worker reads ahead"""
-
-    @property
-    def location(self) -> str:
-        """Folder or URL where dataset.json lies, or will when the embedded set is packed."""
-        return "data/digits" if self.root == EMBEDDED_DIGITS else self.root
-
-
-class ModelConfig(Section):
-    """The network."""
-
-    name: str = "resnet10t"
-    """a timm network"""
-    pretrained: bool = False
-    """start from timm's published weights instead of random ones"""
-
-
-class OptimConfig(Section):
-    """How weights change."""
-
-    name: Literal["sgd", "adamw"] = "adamw"
-    """update rule"""
-    lr: Rate = 1e-3
-    """peak learning rate"""
-    weight_decay: Rate = 0.05
-    """decoupled (adamw) or added to the gradient (sgd); never on biases and norms"""
-    momentum: Fraction = 0.9
-    """of sgd (Nesterov); first moment of adamw"""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """course of the rate after the warm-up"""
-    warmup_steps: int = Field(default=0, ge=0)
-    """optimizer steps over which the rate rises linearly from zero"""
-    final_lr: Rate = 0.0
-    """rate at the end of the cosine"""
-    clip_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """largest L2 norm of the whole gradient; default: not clipped"""
 
 
 class TrainConfig(Section):
@@ -112,6 +43,8 @@ class TrainConfig(Section):
     """processes that wait longer than this for one another fail"""
     sync_batchnorm: bool = False
     """BatchNorm over the global micro-batch instead of each process's own; GPUs only"""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """decay of the running average of the weights, which is then evaluated and taken away; 0: off"""
 
 
 class EvalConfig(Section):
@@ -121,6 +54,10 @@ class EvalConfig(Section):
     """passes over the training split between evaluations; the last step is always evaluated"""
     batch: PositiveInt = 128
     """samples of one forward pass; the cut does not depend on the processes"""
+    best: str | None = None
+    """score that chooses the best weights; default: accuracy, auroc or dice, by task"""
+    bootstrap: NonNegativeInt = free(1000)
+    """resamples that the intervals of `evaluate` come from (many labels only); 0: no intervals"""
 
 
 class CheckpointConfig(Section):
@@ -130,6 +67,8 @@ class CheckpointConfig(Section):
     """optimizer steps between checkpoints; default: only after evaluations"""
     keep: PositiveInt = free(2)
     """newest checkpoints kept, beside the best"""
+    weights_every_epochs: PositiveInt | None = free(None)
+    """passes between files weights/epoch-0020.safetensors, which are kept; default: only last and best"""
 
 
 class LogConfig(Section):
@@ -137,8 +76,8 @@ class LogConfig(Section):
 
     every_steps: PositiveInt = free(1)
     """optimizer steps between training records in metrics.jsonl"""
-    every_seconds: float = free(5.0, gt=0, le=86400)
-    """seconds between progress lines where there is no terminal"""
+    every_seconds: float = free(5.0, ge=0, le=86400)
+    """seconds between progress lines where there is no terminal; 0: a line every step, there too"""
 
 
 class TrackingConfig(Section):
@@ -157,11 +96,34 @@ class DebugConfig(Section):
     """order-free digest of each global batch in metrics.jsonl: of its keys, or of keys, pixels and targets"""
 
 
+class PredictConfig(Section):
+    """What `predict` reads and writes."""
+
+    source: str | None = free(None)
+    """a data set, a folder of pictures, a picture, or a list of them: .txt, or .csv with a column of paths"""
+    out: str | None = free(None)
+    """a .csv, .jsonl or .parquet file; masks: a folder; default: predictions.csv or predictions/ of the run"""
+    split: str | None = free(None)
+    """split of a data set; default: data.val_split"""
+    top_k: NonNegativeInt = free(0)
+    """one class per picture: the k likeliest classes instead of a column for each"""
+    scores: Literal["probabilities", "logits"] = free("probabilities")
+    """what the columns hold"""
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = free(None)
+    """probability from which a label or pixel is found; default: chosen on the validation split, else 0.5"""
+    tta: Literal["none", "horizontal", "flips"] = free("none")
+    """average over the picture and its mirror image, or over all four flips"""
+    overlay: bool = free(True)
+    """masks: also write each picture with its mask drawn over it"""
+
+
 class Config(Section):
     """Everything that a run can be told."""
 
-    task: Literal["multiclass"] = "multiclass"
+    task: Literal["multiclass", "multilabel", "segmentation"] = "multiclass"
     """what is learned; must be the data set's task"""
+    loss: LossTerms | None = None
+    """a loss or a weighted sum, such as {bce: 0.5, dice: 0.5}; default: cross_entropy; multilabel: bce"""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """fixes the order of samples, their augmentation and the initial weights"""
     data: DataConfig = DataConfig()
@@ -173,6 +135,7 @@ class Config(Section):
     log: LogConfig = LogConfig()
     tracking: TrackingConfig = TrackingConfig()
     debug: DebugConfig = DebugConfig()
+    predict: PredictConfig = PredictConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:

@@ -1,4 +1,7 @@
-"""What a person sees while it runs: a live line on a terminal, plain lines every few seconds elsewhere."""
+"""What a person sees while it runs: a live line on a terminal, plain lines every few seconds elsewhere.
+
+`every_seconds` 0 is a line for every step, on a terminal too.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,9 @@ class Console:
             left = f"{_clock((steps - step) * (samples / step) / self._speed)} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}", row=row, left=left)
-        elif now - self._printed >= self._every or step == steps:
+        if self._bar is not None and self._every > 0:
+            return
+        if now - self._printed >= self._every or step == steps:
             self.say(f"epoch {epoch + 1}  step {step}/{steps}  {row}  {left}".rstrip())
             self._printed = now
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from data_pipeline.batch import Batch
 from data_pipeline.draws import IntArray, hash64
 from training.inputs import Inputs
+
+T = TypeVar("T")
 
 DIGEST_PARTS = 4  # of 16 bits each: as float64 they add exactly over any number of processes
 
@@ -49,11 +52,15 @@ class SharedSums:
         self._values = values
         self._work = dist.all_reduce(values, async_op=True) if _several() else None
 
-    def result(self) -> list[float]:
-        """Wait for the sums."""
+    def tensor(self) -> torch.Tensor:
+        """The sums; on a GPU its stream waits for them, the program does not."""
         if self._work is not None:
             self._work.wait()
-        values: list[float] = self._values.tolist()
+        return self._values
+
+    def result(self) -> list[float]:
+        """Wait for the sums."""
+        values: list[float] = self.tensor().tolist()
         return values
 
 
@@ -100,8 +107,18 @@ def distinct(runs: Runs) -> int:
 
 def gather_runs(runs: Runs) -> Runs:
     """The intervals of all processes."""
+    return [run for theirs in _gathered(runs) for run in theirs]
+
+
+def gather_rows(rows: list[NDArray[Any]], *, width: int, kind: type) -> NDArray[Any]:
+    """Rows [n, width] of all processes, one below the other in the order of the processes."""
+    mine = np.concatenate(rows) if rows else np.empty((0, width), kind)
+    return np.concatenate(_gathered(mine))
+
+
+def _gathered(mine: T) -> list[T]:
     if not _several():
-        return runs
+        return [mine]
     everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, runs)
-    return [run for theirs in everyone for run in theirs]
+    dist.all_gather_object(everyone, mine)
+    return everyone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from training.tree import Section
 
-MODES = ("train", "evaluate")
+MODES = ("train", "evaluate", "predict")
 
 
 class Flags(Section):
@@ -19,7 +19,7 @@ class Flags(Section):
     allow_config_change: bool = False
     """resume although keys that decide what is learned have changed"""
     weights: str = "best"
-    """evaluate: best, last, or a .safetensors file with its model.json beside it"""
+    """evaluate, predict: best, last, or a .safetensors file with its model.json beside it"""
     print_config: bool = False
     """print the resolved configuration and stop"""
     dry_run: bool = False

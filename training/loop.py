@@ -5,29 +5,21 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 
 from data_pipeline.batch import BadSample, Batch
-from data_pipeline.draws import hash64
-from training.assembly import Job
-from training.counts import SharedSums, batch_digest, digest_parts
+from training.clipping import clip_gradients
+from training.counts import SharedSums, digest_parts
 from training.evaluation import evaluate
-from training.inputs import Normalizer, forward
-from training.optim import rate_at
+from training.gradients import accumulate
+from training.inputs import Normalizer
+from training.job import Job
 from training.process import Ended, Place, StopFlag
 from training.reading import training_batches
 from training.recorder import Recorder
 from training.reduction import settle_reduction
 from training.run_directory import Start
-
-
-class Taken(NamedTuple):
-    """What one process has of a step."""
-
-    sums: torch.Tensor  # float64: loss, elements, stop, broken samples, digest parts; to be added up over all
-    bad: list[BadSample]
 
 
 def train(job: Job, start: Start, place: Place) -> None:
@@ -43,10 +35,10 @@ def train(job: Job, start: Start, place: Place) -> None:
 
 
 def _train_steps(job: Job, recorder: Recorder, flag: StopFlag, place: Place, steps: range) -> None:
-    normalize = Normalizer(job.dataset, job.accelerator.device)
+    normalize = Normalizer(*job.pixel_statistics, job.accelerator.device)
     stream = training_batches(job.config, job.dataset, job.plan, job.accelerator, steps=steps)
     first = next(stream)
-    job.model.train()
+    job.learn()
     settle_reduction(job.model, job.task, normalize(first), job.accelerator)
     batches = itertools.chain([first], stream)
     recorder.work_begins()
@@ -54,9 +46,12 @@ def _train_steps(job: Job, recorder: Recorder, flag: StopFlag, place: Place, ste
     with contextlib.closing(stream):
         for step in steps:
             place.step = step
-            taken = _take_step(job, normalize, batches, flag, step)
-            sums = SharedSums(taken.sums)
-            recorder.skipped(step, taken.bad)
+            if step in job.freezing.thaw_steps and step > steps.start:
+                job.thaw(step)
+                batches = itertools.chain([first := next(batches)], batches)
+                settle_reduction(job.model, job.task, normalize(first), job.accelerator)
+            sums, bad = _take_step(job, normalize, batches, flag, step)
+            recorder.skipped(step, bad)
             # A step's sums travel while the next one computes: they are read one step late, or at a pause.
             stop = under_way is not None and recorder.step(under_way[0], under_way[1].result())
             under_way = (step, sums)
@@ -72,37 +67,22 @@ def _train_steps(job: Job, recorder: Recorder, flag: StopFlag, place: Place, ste
                 raise Ended("STOPPED", what, hint="start the same command again to go on")
 
 
-def _take_step(job: Job, normalize: Normalizer, batches: Iterator[Batch], flag: StopFlag, step: int) -> Taken:
-    """One optimizer step."""
-    accelerator, config = job.accelerator, job.config
-    for group in job.optimizer.param_groups:
-        group["lr"] = rate_at(step, config.optim, steps=job.schedule_steps)
-    # Dropout draws from a generator that is set anew for every step, so there is no state of it to save.
-    torch.manual_seed(hash64(f"dropout {config.seed} {step} {accelerator.process_index}".encode()))
-    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-    bad: list[BadSample] = []
-    digest, last = 0, False
-    while not last:
-        batch = next(batches)
-        assert batch.work.step == step, (batch.work.step, step)
-        last = batch.last
-        bad += batch.bad
-        inputs = normalize(batch)
-        if config.debug.batch_digest != "none":
-            digest += batch_digest(batch, inputs, pixels=config.debug.batch_digest == "pixels")
-        with contextlib.nullcontext() if last else accelerator.no_sync(job.model):
-            with accelerator.autocast():
-                outputs = forward(job.model, inputs.images)
-            loss = job.task.batch_loss(outputs, inputs)
-            # Divided by the *global* count. DDP averages over processes, so their number is put back.
-            accelerator.backward(loss.total * (accelerator.num_processes / config.train.global_batch))
-        sums += torch.stack([loss.total.detach(), loss.elements])
-    if config.optim.clip_norm is not None:
-        accelerator.clip_grad_norm_(job.model.parameters(), config.optim.clip_norm)
+def _take_step(
+    job: Job, normalize: Normalizer, batches: Iterator[Batch], flag: StopFlag, step: int
+) -> tuple[SharedSums, list[BadSample]]:
+    """One optimizer step: its sums, on their way between the processes, and what was left out of it here."""
+    job.set_rates(step)
+    share = accumulate(job, normalize, batches, step)
+    parameters = list(job.network.parameters())
+    clip_gradients(job.accelerator, parameters, job.config.optim, head=job.head_parameters)
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
-    rest = [float(flag.signal is not None), float(len(bad)), *digest_parts(digest)]
-    return Taken(torch.cat([sums, torch.tensor(rest, dtype=torch.float64, device=accelerator.device)]), bad)
+    if job.average is not None:
+        job.average.update(job.network, step=step)
+    rest = [float(flag.signal is not None), float(len(share.bad)), *digest_parts(share.digest)]
+    # The loss's sums are the first of what Recorder.step takes apart.
+    told = torch.tensor(rest, dtype=torch.float64, device=share.sums.device)
+    return SharedSums(torch.cat([share.sums, told])), share.bad
 
 
 def _evaluates_after(job: Job, step: int) -> bool:
@@ -111,8 +91,8 @@ def _evaluates_after(job: Job, step: int) -> bool:
 
 
 def _pauses_after(job: Job, step: int) -> bool:
-    every = job.config.checkpoint.every_steps
-    return _evaluates_after(job, step) or bool(every and (step + 1) % every == 0)
+    every = (job.config.checkpoint.every_steps, job.weights_every_steps)
+    return _evaluates_after(job, step) or any(one and (step + 1) % one == 0 for one in every)
 
 
 def _evaluation_is_owed(job: Job) -> bool:
@@ -127,7 +107,15 @@ def _pause(job: Job, recorder: Recorder, *, evaluating: bool) -> None:
 
 
 def _evaluate(job: Job, recorder: Recorder) -> bool:
-    """Score the validation split after the steps done so far; whether it is the best of the run."""
-    scores = evaluate(job.network, job.task, job.config, job.dataset, job.accelerator)
+    """Score what was learned so far; whether it is the best of the run.
+
+    Without a validation split, the mean loss of the steps since the last time here is the score.
+    """
     job.progress.evaluated = job.progress.step
+    if job.config.data.val_split is None:
+        return recorder.epoch()
+    normalize = Normalizer(*job.pixel_statistics, job.accelerator.device)
+    scores = evaluate(
+        job.scored, job.task, job.config, job.dataset, accelerator=job.accelerator, normalize=normalize
+    )
     return recorder.evaluation(scores)

@@ -1,28 +1,39 @@
-"""Losses as a sum and a count over valid elements, so that a global mean is exact however the batch was cut.
-
-Shapes: B samples, C classes.
-"""
+"""The losses by name, and the objective that a run minimises: their weighted sum."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import torch
-from torch.nn import functional as F
+from training.element_losses import bce, cross_entropy, focal
+from training.elements import Labels as Labels
+from training.loss_config import Bce, CrossEntropy, LossTerms
+from training.objective import Objective, Term
+from training.overlap_losses import dice, iou, tversky
+from training.own_loss import own_loss
+
+LOSSES: dict[str, Callable[[Any, Labels], Term]] = {
+    "cross_entropy": cross_entropy,
+    "bce": bce,
+    "focal": focal,
+    "dice": dice,
+    "iou": iou,
+    "tversky": tversky,
+}
 
 
-class LossSum(NamedTuple):
-    """Sum of the loss over valid elements, and of their weights (their number); both 0-dimensional."""
+def outputs_of(task: str, classes: int, spec: LossTerms | None) -> int:
+    """Channels of the network's output: one where bce tells two classes of pixels apart, else one a class."""
+    yes_or_no = task == "segmentation" and classes == 2 and spec is not None and spec.bce is not None
+    return 1 if yes_or_no else classes
 
-    total: torch.Tensor
-    elements: torch.Tensor
 
-
-def cross_entropy(logits_BC: torch.Tensor, targets_B: torch.Tensor, weights_B: torch.Tensor) -> LossSum:
-    """Negative log likelihood in nats of the softmax, in float32 whatever the precision of the logits.
-
-    `weights_B`, float32: 1 for a sample that counts, 0 for one that does not, between them for the part of a
-    mixed sample that has this target.
-    """
-    losses_B = F.cross_entropy(logits_BC.float(), targets_B, reduction="none")
-    return LossSum(torch.where(weights_B > 0, losses_B * weights_B, 0.0).sum(), weights_B.sum())
+def build_objective(spec: LossTerms | None, labels: Labels) -> Objective:
+    """The weighted sum that `spec` names, or the task's usual loss; CONFIG where one does not fit it."""
+    if spec is None:
+        spec = (
+            LossTerms(bce=Bce()) if labels.task == "multilabel" else LossTerms(cross_entropy=CrossEntropy())
+        )
+    ours = [(term.weight, LOSSES[name](term, labels)) for name, term in spec.terms.items()]
+    own = [(term.weight, own_loss(path, term, labels)) for path, term in spec.own.items()]
+    return Objective((*ours, *own))

@@ -20,7 +20,7 @@ def draw_plots(run_dir: Path) -> list[Path]:
     drawn = [_draw_loss(steps, evaluations, folder / "loss.png")] if steps else []
     if evaluations:
         names = [name for name in evaluations[0]["metrics"] if name != "loss"]
-        drawn += [_draw_metric(evaluations, name, folder / f"{name}.png") for name in names]
+        drawn += [path for name in names if (path := _draw_metric(evaluations, name, folder))]
     return drawn
 
 
@@ -44,10 +44,14 @@ def _draw_loss(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], p
     return _saved(figure, path)
 
 
-def _draw_metric(evaluations: list[dict[str, Any]], name: str, path: Path) -> Path:
-    figure, axes = _figure(f"{name.capitalize()} on the held-out samples")
-    at = [record["step"] for record in evaluations]
-    values = [record["metrics"][name] for record in evaluations]
+def _draw_metric(evaluations: list[dict[str, Any]], name: str, folder: Path) -> Path | None:
+    """The score over the evaluations where it is defined; None where it never is."""
+    records = [record for record in evaluations if record["metrics"].get(name) is not None]
+    if not records:
+        return None
+    figure, axes = _figure(f"{_title(name)} on the held-out samples")
+    at = [record["step"] for record in records]
+    values = [record["metrics"][name] for record in records]
     axes.plot(at, values, color=ACCENT, marker="o", linewidth=2)
     best = max(range(len(values)), key=values.__getitem__)
     axes.annotate(
@@ -58,7 +62,12 @@ def _draw_metric(evaluations: list[dict[str, Any]], name: str, path: Path) -> Pa
         ha="center",
     )
     axes.set_ylabel(name)
-    return _saved(figure, path)
+    return _saved(figure, folder / f"{name}.png")
+
+
+def _title(name: str) -> str:
+    words = name.replace("_", " ")
+    return words.upper() if words in ("auroc", "iou") else words.capitalize()
 
 
 def _figure(title: str) -> tuple[Any, Any]:

@@ -21,8 +21,11 @@ from data_pipeline.stream import stream
 from training.config import EMBEDDED_DIGITS, Config
 
 
-def open_dataset(config: Config) -> DatasetIndex:
-    """The data set, packed first if it is the embedded one; DATA and CONFIG where it cannot be trained on."""
+def open_dataset(config: Config, *, learning: bool) -> DatasetIndex:
+    """The data set, packed first if it is the embedded one; DATA and CONFIG where it cannot be used.
+
+    Without `learning`, only the split to evaluate need be there.
+    """
     location = config.data.location
     if config.data.root == EMBEDDED_DIGITS:
         from data_pipeline.digits import ensure_digits  # packing is needed once in the life of a data set
@@ -35,7 +38,20 @@ def open_dataset(config: Config) -> DatasetIndex:
             mend=f"set --task {dataset.task}, or give another --data.root",
             code="CONFIG",
         )
-    dataset.split(config.data.val_split)
+    if config.data.val_split is not None:
+        dataset.split(config.data.val_split)
+    elif not learning:
+        raise UserError(
+            "data.val_split: none, there is nothing to evaluate on",
+            mend=f"name a split: --data.val-split {' or '.join(dataset.splits)}",
+            code="CONFIG",
+        )
+    if learning:
+        _check_training_split(config, dataset)
+    return dataset
+
+
+def _check_training_split(config: Config, dataset: DatasetIndex) -> None:
     training = dataset.split(config.data.train_split)
     if training.samples < config.train.global_batch:
         raise UserError(
@@ -44,7 +60,12 @@ def open_dataset(config: Config) -> DatasetIndex:
             mend=f"set --train.global-batch to {training.samples} or less",
             code="CONFIG",
         )
-    return dataset
+    if dataset.task == "segmentation" and config.data.mixup:
+        raise UserError(
+            f"data.mixup: {config.data.mixup}, but two masks cannot be blended",
+            mend="use --data.cutmix, which pastes picture and mask, or set --data.mixup 0",
+            code="CONFIG",
+        )
 
 
 def open_data_store(config: Config, dataset: DatasetIndex) -> Store:
@@ -96,10 +117,12 @@ def batches(
     """
     data = config.data
     transforms = data.train_transforms if learning else data.eval_transforms
+    split = data.train_split if learning else data.val_split
+    assert split is not None
     recipe = Recipe(
         store=open_data_store(config, dataset),
         dataset=dataset,
-        split=data.train_split if learning else data.val_split,
+        split=split,
         transforms=tuple(step.call for step in transforms),
         seed=config.seed,
         pinned=accelerator.device.type == "cuda",

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data_pipeline.batch import BadSample
-from training.assembly import Job
 from training.bad_samples import BadSamples, most_bad
-from training.checkpoint import CheckpointWriter
+from training.checkpoint import CheckpointWriter, step_of
 from training.console import Console
 from training.counts import joined_digest
 from training.evaluation import Scores, describe
+from training.job import Job
 from training.journal import Journal
-from training.optim import rate_at
+from training.optim import optimizer_numbers
+from training.parameter_groups import describe_groups
 from training.plots import draw_plots
 from training.process import Ended
 from training.run_directory import Start
-from training.state import MODEL_FILE, OPTIMIZER_FILE, Best, optimizer_tensors, plan_identity
+from training.schedules import after_evaluation
+from training.state import AVERAGE_FILE, MODEL_FILE, OPTIMIZER_FILE, Best, optimizer_tensors, plan_identity
+from training.tasks.task import LOWER_IS_BETTER, is_better
 from training.tracking import start_tracking, stop_tracking, track
-from training.weights import export_weights
+from training.weights import about_model, export_weights
 
 
 class Recorder:
@@ -65,10 +70,11 @@ class Recorder:
         NONFINITE where the loss is not a number, DATA where too many samples are broken.
         """
         job, config, done = self._job, self._job.config, step + 1
-        loss_sum, count, stop, bad, *digest = sums
+        stop, bad, *digest = sums[job.task.objective.size :]
         if bad:
             self._bad.settle(self._console.say)
-        loss, rate = loss_sum / count, rate_at(step, config.optim, steps=job.schedule_steps)
+        loss, by_term = self._losses(sums[: job.task.objective.size])
+        rate = job.rate(step, config.optim.lr)
         epoch, samples = step // job.plan.steps_per_epoch, done * config.train.global_batch
         if not math.isfinite(loss):
             self._console.end()
@@ -77,9 +83,12 @@ class Recorder:
                 f"error: the loss of step {done} is {loss}",
                 hint="lower --optim.lr, warm up longer, or set --optim.clip-norm 1; then start with --fresh",
             )
+        job.progress.losses += loss
+        job.progress.counted += 1
         if done % config.log.every_steps == 0 or done == job.last_step:
             proof = {} if config.debug.batch_digest == "none" else {"batch_digest": joined_digest(digest)}
-            self._journal.write("train", step=done, epoch=epoch, samples=samples, loss=loss, lr=rate, **proof)
+            told = {"step": done, "epoch": epoch, "samples": samples, "loss": loss, "lr": rate}
+            self._journal.write("train", **told, **by_term, **proof)
             track(job.accelerator, done, {"train/loss": loss, "train/lr": rate})
         self._console.step(step=done, steps=job.last_step, epoch=epoch, loss=loss, lr=rate, samples=samples)
         return stop > 0
@@ -88,18 +97,52 @@ class Recorder:
         """This process put others in the place of these samples in step `step`."""
         self._bad.met(step + 1, bad)
 
+    def _losses(self, sums: list[float]) -> tuple[float, dict[str, Any]]:
+        """The loss of a global batch and, where it is a sum of several, a field with each of them."""
+        objective, spec = self._job.task.objective, self._job.config.loss
+        vector = torch.tensor(sums, dtype=torch.float64)
+        names = [] if spec is None else [*spec.terms, *spec.own]
+        values = dict(zip(names, map(float, objective.values(vector)), strict=False))
+        return float(objective.value(vector)), {"losses": values} if len(values) > 1 else {}
+
     def evaluation(self, scores: Scores) -> bool:
         """Record the scores after the steps done so far; whether they are the best of the run."""
         job, done = self._job, self._job.progress.step
         epoch = (done - 1) // job.plan.steps_per_epoch
         self._journal.write("eval", step=done, epoch=epoch, **scores.as_json())
-        track(job.accelerator, done, {f"eval/{name}": value for name, value in scores.metrics.items()})
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items())
+        known = {name: value for name, value in scores.metrics.items() if value is not None}
+        track(job.accelerator, done, {f"eval/{name}": value for name, value in known.items()})
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in known.items())
         self._console.say(f"epoch {epoch + 1}  validation  {shown}  ({describe(scores.certificate)})")
-        value, before = scores.metrics[job.task.primary], job.progress.best
-        if before is not None and value <= before.value:
+        thresholds = scores.findings.thresholds
+        if thresholds is not None:
+            job.progress.thresholds["last"] = thresholds
+        best = self._compared(job.config.eval.best or job.task.primary, scores.metrics)
+        if best and thresholds is not None:
+            job.progress.thresholds["best"] = thresholds
+        return best
+
+    def epoch(self) -> bool:
+        """Without a validation split: record the mean loss of the steps since the last time; whether best."""
+        job, done = self._job, self._job.progress.step
+        epoch = (done - 1) // job.plan.steps_per_epoch
+        metrics = {"train_loss": job.progress.losses / max(1, job.progress.counted)}
+        self._journal.write("epoch", step=done, epoch=epoch, metrics=metrics)
+        self._console.say(f"epoch {epoch + 1}  training loss {metrics['train_loss']:.4f} on average")
+        return self._compared("train_loss", metrics)
+
+    def _compared(self, name: str, metrics: Mapping[str, float | None]) -> bool:
+        """Note the score that chooses, for the schedule and for the best weights; whether it is the best."""
+        progress, value = self._job.progress, metrics[name]
+        progress.losses, progress.counted = 0.0, 0
+        plateau = self._job.config.optim.schedule.plateau
+        if plateau is not None:
+            progress.plateau = after_evaluation(
+                progress.plateau, value, spec=plateau, lower_is_better=name in LOWER_IS_BETTER
+            )
+        if value is None or (progress.best and not is_better(name, value, progress.best.value)):
             return False
-        job.progress.best = Best(done, job.task.primary, value)
+        progress.best = Best(progress.step, name, value)
         return True
 
     def save(self, *, best: bool) -> None:
@@ -109,27 +152,44 @@ class Recorder:
             return
         job.progress = replace(job.progress, metrics_bytes=self._journal.commit())
         scaler = job.accelerator.scaler
+        files = {
+            MODEL_FILE: {name: tensor.detach() for name, tensor in job.network.state_dict().items()},
+            OPTIMIZER_FILE: optimizer_tensors(job.optimizer, job.names),
+        }
+        if job.average is not None:
+            files[AVERAGE_FILE] = dict(job.average.module.state_dict())
         self._writer.save(
             job.progress.step,
-            {
-                MODEL_FILE: {name: tensor.detach() for name, tensor in job.network.state_dict().items()},
-                OPTIMIZER_FILE: optimizer_tensors(job.optimizer, job.names),
-            },
+            files,
             {
                 "progress": job.progress.as_json(),
+                "optimizer": optimizer_numbers(job.optimizer),
                 "plan": self._plan,
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "made_by": {"processes": job.accelerator.num_processes, "threads": torch.get_num_threads()},
             },
             best_step=job.progress.best.step if job.progress.best else None,
-            then=partial(self.export, best=best),
+            then=self._export(job.progress.step, best=best),
         )
 
     def export(self, checkpoint: Path, *, best: bool) -> None:
-        """Copy a committed checkpoint's model to weights/last and, if it is the best, to weights/best."""
-        job = self._job
-        if job.accelerator.is_main_process:
-            export_weights(checkpoint, job.request.run_dir / "weights", job.config, job.dataset, best=best)
+        """Copy a committed checkpoint's weights to where a user takes them away."""
+        if self._job.accelerator.is_main_process:
+            self._export(step_of(checkpoint), best=best)(checkpoint)
+
+    def _export(self, step: int, *, best: bool) -> Callable[[Path], None]:
+        """What copies the checkpoint of `step`, told now what a thread must not read later from the job."""
+        job, every = self._job, self._job.weights_every_steps
+        names = ["last", *(["best"] if best else [])]
+        if every and step % every == 0:
+            names.append(f"epoch-{step // job.plan.steps_per_epoch:04d}")
+        return partial(
+            export_weights,
+            folder=job.request.run_dir / "weights",
+            about=about_model(job),
+            file=MODEL_FILE if job.average is None else AVERAGE_FILE,
+            names=names,
+        )
 
     def close(self) -> None:
         """Wait for the last checkpoint, let the trackers finish, and leave the live line."""
@@ -145,7 +205,8 @@ class Recorder:
         draw_plots(run_dir)
         say("")
         if best is not None:
-            say(f"{best.metric:<9} {best.value:.4f} on the held-out samples (best, after step {best.step})")
+            where = "in training" if best.metric == "train_loss" else "on the held-out samples"
+            say(f"{best.metric:<9} {best.value:.4f} {where} (best, after step {best.step})")
         say(f"processes {self._job.accelerator.num_processes}")
         say(f"run       {run_dir}")
         say(f"plots     {run_dir / 'plots'}")
@@ -155,9 +216,13 @@ class Recorder:
         job, config, say = self._job, self._job.config, self._console.say
         processes, batch = job.accelerator.num_processes, config.train.global_batch
         parameters = sum(parameter.numel() for parameter in job.network.parameters())
-        splits = (config.data.train_split, config.data.val_split)
-        training, held_out = (job.dataset.split(name).samples for name in splits)
+        training = job.dataset.split(config.data.train_split).samples
+        held_out = job.dataset.split(config.data.val_split).samples if config.data.val_split else 0
         say(f"network   {config.model.name}, {parameters / 1e6:.1f} M parameters, {config.train.precision}")
+        for line in job.loaded.lines() if job.loaded else []:
+            say(f"          {line}")
+        for line in describe_groups(job.optimizer):
+            say(f"learns    {line}")
         say(f"data      {config.data.location}, {training:,} samples to learn from, {held_out:,} held out")
         kind = "grey" if job.dataset.channels == 1 else "colour"
         say(f"task      {config.task}, {len(job.dataset.classes)} classes, {kind} pictures")

@@ -21,8 +21,8 @@ def settle_reduction(model: torch.nn.Module, task: Task, inputs: Inputs, acceler
         return
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with accelerator.autocast():
-        loss = task.batch_loss(forward(model, inputs.images), inputs)
-    accelerator.backward(loss.total * 0.0)
+        outputs = forward(model, inputs.images)
+    accelerator.backward(task.objective.sums(outputs, inputs).sum() * 0.0)
     model.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, buffer in model.named_buffers():

@@ -12,7 +12,10 @@ from data_pipeline.index import DatasetIndex
 from training.assembly import assemble
 from training.command import Request
 from training.console import Console
-from training.inputs import Normalizer, forward
+from training.counts import SharedSums
+from training.gradients import accumulate
+from training.inputs import Normalizer
+from training.parameter_groups import describe_groups
 from training.reading import training_batches
 from training.state import Progress
 
@@ -25,10 +28,12 @@ def rehearse(request: Request, accelerator: Accelerator, dataset: DatasetIndex) 
     say = Console(active=accelerator.is_main_process, every_seconds=1).say
     say(config.as_yaml().rstrip())
     job = assemble(request, accelerator, dataset, checkpoint=None, progress=Progress())
-    plan, normalize = job.plan, Normalizer(dataset, accelerator.device)
+    plan, normalize = job.plan, Normalizer(*job.pixel_statistics, accelerator.device)
     parameters = sum(parameter.numel() for parameter in job.network.parameters())
     modules = len(list(job.network.modules()))
     say(f"\nnetwork   {config.model.name}: {parameters:,} parameters in {modules} modules")
+    for line in describe_groups(job.optimizer):
+        say(f"learns    {line}")
     dropped = plan.samples - plan.steps_per_epoch * plan.global_batch
     say(
         f"plan      {plan.samples:,} samples, {plan.steps_per_epoch} steps an epoch of {plan.global_batch}, "
@@ -36,18 +41,16 @@ def rehearse(request: Request, accelerator: Accelerator, dataset: DatasetIndex) 
     )
     steps = range(min(STEPS, plan.steps_per_epoch))
     started = time.monotonic()
-    for batch in training_batches(config, dataset, plan, accelerator, steps=steps):
-        inputs = normalize(batch)
-        with accelerator.autocast():
-            loss = job.task.batch_loss(forward(job.model, inputs.images), inputs)
-        accelerator.backward(loss.total / loss.elements.clamp(min=1))
-        if batch.last:
-            job.optimizer.step()
-            job.optimizer.zero_grad()
-            mean = float(loss.total / loss.elements.clamp(min=1))
-            say(
-                f"step {batch.work.step + 1}    last micro-batch {list(inputs.images.shape)}, loss {mean:.4f}"
-            )
+    batches = training_batches(config, dataset, plan, accelerator, steps=steps)
+    job.learn()
+    for step in steps:
+        job.set_rates(step)
+        share = accumulate(job, normalize, batches, step)
+        job.optimizer.step()
+        job.optimizer.zero_grad()
+        mean = float(job.task.objective.value(SharedSums(share.sums).tensor().cpu()))
+        say(f"step {step + 1}    loss {mean:.4f}")
+    batches.close()
     say(f"time      {time.monotonic() - started:.1f} s for {len(steps)} steps, with start-up")
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     device = torch.cuda.max_memory_allocated() / 2**30 if accelerator.device.type == "cuda" else 0

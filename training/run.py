@@ -1,6 +1,6 @@
 """The program, from its command line to its exit code: read this page first, then the modules that it names.
 
-Command: accelerate launch training/run.py [train|evaluate] [--config RECIPE|FILE] [--section.field VALUE ...]
+Command: accelerate launch training/run.py [train|evaluate|predict] [--config RECIPE|FILE] [--section.field VALUE ...]
 """
 
 import os
@@ -23,19 +23,26 @@ if __name__ == "__main__":
             launcher.tie_to_launcher()
             launcher.check_launch()
 
-            from training import assembly, evaluation, loop, reading, rehearsal, run_directory
+            if request.mode == "predict":
+                from training import predict_mode
 
-            dataset = reading.open_dataset(request.config)
-            accelerator = assembly.join(request.config)
-            place.joined(accelerator.process_index)
-            if request.mode == "evaluate":
-                evaluation.evaluate_weights(request, accelerator, dataset)
-            elif request.flags.dry_run:
-                rehearsal.rehearse(request, accelerator, dataset)
+                predict_mode.predict_with_weights(request, place)
+            elif request.mode == "evaluate":
+                from training import evaluate_mode
+
+                evaluate_mode.evaluate_weights(request, place)
             else:
-                start = run_directory.start_run(request, accelerator, dataset)
-                job = assembly.assemble(
-                    request, accelerator, dataset, checkpoint=start.checkpoint, progress=start.progress
-                )
-                loop.train(job, start, place)
-            process.leave(accelerator)
+                from training import assembly, loop, reading, rehearsal, run_directory
+
+                dataset = reading.open_dataset(request.config, learning=True)
+                accelerator = assembly.join(request.config)
+                place.joined(accelerator.process_index)
+                if request.flags.dry_run:
+                    rehearsal.rehearse(request, accelerator, dataset)
+                else:
+                    start = run_directory.start_run(request, accelerator, dataset)
+                    job = assembly.assemble(
+                        request, accelerator, dataset, checkpoint=start.checkpoint, progress=start.progress
+                    )
+                    loop.train(job, start, place)
+                process.leave(accelerator)

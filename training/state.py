@@ -6,7 +6,7 @@ is the whole cursor.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ import torch
 from data_pipeline.fault import UserError
 from data_pipeline.index import DatasetIndex
 from training.config import Config
+from training.schedules import PlateauState
 
 MODEL_FILE = "model.safetensors"
+AVERAGE_FILE = "ema.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 
 
@@ -36,6 +38,10 @@ class Progress:
     evaluated: int = 0  # steps done at the last evaluation
     best: Best | None = None
     metrics_bytes: int = 0  # committed length of metrics.jsonl
+    losses: float = 0.0  # sum of the steps' losses since the last evaluation
+    counted: int = 0  # steps in that sum
+    plateau: PlateauState = field(default_factory=PlateauState)
+    thresholds: dict[str, list[float]] = field(default_factory=dict)  # of the weights "last" and "best"
 
     def as_json(self) -> dict[str, Any]:
         """For state.json."""
@@ -44,8 +50,8 @@ class Progress:
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> Progress:
         """From state.json."""
-        best = state["best"]
-        return cls(state["step"], state["evaluated"], Best(**best) if best else None, state["metrics_bytes"])
+        best, plateau = state["best"], PlateauState(**state["plateau"])
+        return cls(**{**state, "best": Best(**best) if best else None, "plateau": plateau})
 
 
 def plan_identity(config: Config, dataset: DatasetIndex) -> dict[str, Any]:

@@ -19,6 +19,10 @@ class Section(BaseModel):
     )
 
 
+class Spec(Section):
+    """A section that is one value of its parent: a flag gives it whole, as a name or as YAML."""
+
+
 def free(default: Any, **limits: Any) -> Any:
     """Mark a field that changes where, how fast or how visibly a run goes, not what it learns."""
     return Field(default, json_schema_extra={"free": True}, **limits)
@@ -28,7 +32,7 @@ def fields_of(section: type[Section], prefix: str = "") -> Iterator[tuple[str, A
     """Dotted name and pydantic field of every leaf of the tree."""
     for name, field in section.model_fields.items():
         inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Section):
+        if isinstance(inner, type) and issubclass(inner, Section) and not issubclass(inner, Spec):
             yield from fields_of(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field

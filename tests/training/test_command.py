@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -192,8 +193,22 @@ def test_a_count_must_be_a_whole_positive_number(name, value):
         ("data.workers", "-1"),
         ("data.workers", str(10**30)),
         ("train.precision", "fp8"),
-        ("optim.name", "adam"),
-        ("model.pretrained", "perhaps"),
+        ("optim.name", "adams"),
+        ("optim.warmup", "soon"),
+        ("optim.warmup", "1.5st"),
+        ("optim.warmup", "-1"),
+        ("optim.schedule", "cosinus"),
+        ("optim.schedule", "{step: {}}"),
+        ("optim.schedule", "{step: {step_size: 3, gama: 0.1}}"),
+        ("optim.schedule", "{step: {step_size: 3}, cosine: {}}"),
+        ("optim.groups", "[{lr: 0.1}]"),
+        ("loss", "dicee"),
+        ("loss", "{}"),
+        ("loss", "{dice: -1}"),
+        ("loss", "{dice: {weight: 1, smoth: 0}}"),
+        ("task", "detection"),
+        ("train.ema", "1"),
+        ("predict.threshold", "0"),
         ("tracking.wandb", "on"),
         ("data.train_transforms", "[{blur: {}}]"),
         ("data.train_transforms", "[{resize: {size: 0}}]"),
@@ -207,6 +222,38 @@ def test_a_value_outside_its_limits_is_named_with_its_option(name, value):
     lines, code = mistakes_of(f"{option(name)}={value}")
     assert code == "CONFIG"
     assert all(name in line.replace("-", "_") for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--loss", "{dicee: 1}"], "--loss: dicee: no such name (did you mean loss.dice?)"),
+        (
+            ["--loss", "{dice: {smoth: 0}}"],
+            "--loss: dice.smoth: no such name (did you mean loss.dice.smooth?)",
+        ),
+        (
+            ["--optim.schedule", "cosin"],
+            "--optim.schedule: cosin: no such name (did you mean optim.schedule.cosine?)",
+        ),
+    ],
+)
+def test_a_typo_inside_a_value_names_the_nearest_of_its_own_section(words, said):
+    (line,), code = mistakes_of(*words)
+    assert (line, code) == (said, "CONFIG")
+
+
+def test_a_loss_is_a_name_or_a_sum_of_names_and_import_paths():
+    assert list(read_request(["--loss", "dice"]).config.loss.terms) == ["dice"]
+    loss = read_request(
+        ["--loss", "{bce: 0.5, dice: {smooth: 0}, 'mine:Loss': {weight: 2, k: 3}}"]
+    ).config.loss
+    assert (loss.bce.weight, loss.dice.weight, loss.dice.smooth) == (0.5, 1, 0)
+    assert (loss.own["mine:Loss"].weight, loss.own["mine:Loss"].arguments) == (2, {"k": 3})
+
+
+def test_a_run_without_a_validation_split_is_written_as_none():
+    assert read_request(["--data.val-split", "none"]).config.data.val_split is None
 
 
 def test_a_run_without_an_end_is_refused():
@@ -405,7 +452,7 @@ def values_for_every_option():
             value = config
             for part in name.split("."):
                 value = value[part]
-        yield name, "none" if value is None else str(value)
+        yield name, "none" if value is None else json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 @pytest.mark.parametrize(("name", "value"), list(values_for_every_option()))

@@ -1,0 +1,149 @@
+"""The gradient of a global batch, however it is cut: the one that a single process would get from it whole.
+
+The loss is a function of sums over the global batch (training.objective), so its gradient is that of
+slopes @ sums, and the slopes are known once the global sums are. Three cases, by what they depend on:
+nothing (one class per picture: the count is the batch), the targets (missing labels, ignored pixels, weights:
+the counts travel while the network computes), or the outputs (overlapping areas: sums are added up before the
+backward pass; with several micro-batches, the forward pass is computed twice, first without a gradient).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from data_pipeline.batch import BadSample, Batch
+from data_pipeline.draws import hash64
+from training.counts import SharedSums, batch_digest
+from training.inputs import Inputs, Normalizer, forward
+from training.job import Job
+
+
+@dataclass
+class Share:
+    """What one process has of a step, to be added up over all."""
+
+    sums: torch.Tensor  # float64, of the objective
+    bad: list[BadSample] = field(default_factory=list)
+    digest: int = 0
+
+
+def accumulate(job: Job, normalize: Normalizer, batches: Iterator[Batch], step: int) -> Share:
+    """Leave the gradient of global batch `step` in the parameters; every process comes here."""
+    _seed_dropout(job, step)
+    share = Share(torch.zeros(job.task.objective.size, dtype=torch.float64, device=job.accelerator.device))
+    first = _next(job, batches, step, share)
+    if job.task.objective.needs == "nothing":
+        _take_as_they_come(job, normalize, batches, first, share)
+    elif first.last:
+        _take_alone(job, normalize, first, share)
+    else:
+        _take_together(job, normalize, batches, first, share)
+    return share
+
+
+def _take_as_they_come(
+    job: Job, normalize: Normalizer, batches: Iterator[Batch], first: Batch, share: Share
+) -> None:
+    objective = job.task.objective
+    slopes = objective.slopes(objective.known_counts(job.config.train.global_batch))
+    slopes = slopes.to(job.accelerator.device)
+    batch = first
+    while True:
+        inputs = normalize(batch)
+        _digest(job, batch, inputs, share)
+        with _reduced_at_the_end(job, last=batch.last):
+            _backward(job, _sums(job, job.model, inputs, share), slopes)
+        if batch.last:
+            return
+        batch = _next(job, batches, batch.work.step, share)
+
+
+def _take_alone(job: Job, normalize: Normalizer, batch: Batch, share: Share) -> None:
+    """The whole share is one micro-batch: nothing is computed twice."""
+    objective, inputs = job.task.objective, normalize(batch)
+    _digest(job, batch, inputs, share)
+    under_way = SharedSums(objective.counts(inputs)) if objective.needs == "targets" else None
+    sums = _sums(job, job.model, inputs, share)
+    known = under_way or SharedSums(sums.detach().double())
+    _backward(job, sums, objective.slopes(known.tensor()))
+
+
+def _take_together(
+    job: Job, normalize: Normalizer, batches: Iterator[Batch], first: Batch, share: Share
+) -> None:
+    """Several micro-batches: all are there before the first backward pass."""
+    objective = job.task.objective
+    held = [normalize.kept(first)]
+    _digest(job, first, held[0], share, normalize)
+    batch = first
+    while not batch.last:
+        batch = _next(job, batches, first.work.step, share)
+        held.append(normalize.kept(batch))
+        _digest(job, batch, held[-1], share, normalize)
+    if objective.needs == "targets":
+        known = torch.stack([objective.counts(inputs) for inputs in held]).sum(dim=0)
+    else:
+        known = _previewed(job, normalize, held)
+        _seed_dropout(job, first.work.step)
+    slopes = objective.slopes(SharedSums(known).tensor())
+    for number, inputs in enumerate(held, 1):
+        with _reduced_at_the_end(job, last=number == len(held)):
+            _backward(job, _sums(job, job.model, normalize.normalised(inputs), share), slopes)
+
+
+def _previewed(job: Job, normalize: Normalizer, held: list[Inputs]) -> torch.Tensor:
+    """The objective's sums over this process's share; the network is left as it was."""
+    buffers = [buffer.clone() for buffer in job.network.buffers()]
+    unused = Share(torch.zeros(job.task.objective.size, dtype=torch.float64, device=job.accelerator.device))
+    with torch.no_grad():
+        for inputs in held:
+            _sums(job, job.network, normalize.normalised(inputs), unused)
+        for buffer, before in zip(job.network.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    return unused.sums
+
+
+def _sums(job: Job, model: torch.nn.Module, inputs: Inputs, share: Share) -> torch.Tensor:
+    with job.accelerator.autocast():
+        outputs = forward(model, inputs.images)
+    sums = job.task.objective.sums(outputs, inputs)
+    share.sums += sums.detach()
+    return sums
+
+
+def _backward(job: Job, sums: torch.Tensor, slopes: torch.Tensor) -> None:
+    # DDP averages over processes, so their number is put back.
+    factors = (slopes * job.accelerator.num_processes).to(sums.dtype)
+    job.accelerator.backward((sums * factors).sum())
+
+
+def _reduced_at_the_end(job: Job, *, last: bool) -> contextlib.AbstractContextManager[object]:
+    """DDP reduces gradients once a step: in the backward pass of the last micro-batch."""
+    return contextlib.nullcontext() if last else job.accelerator.no_sync(job.model)
+
+
+def _seed_dropout(job: Job, step: int) -> None:
+    """Dropout draws from a generator that is set anew for every step, so there is no state of it to save."""
+    name = f"dropout {job.config.seed} {step} {job.accelerator.process_index}"
+    torch.manual_seed(hash64(name.encode()))
+
+
+def _next(job: Job, batches: Iterator[Batch], step: int, share: Share) -> Batch:
+    batch = next(batches)
+    assert batch.work.step == step, (batch.work.step, step)
+    share.bad += batch.bad
+    return batch
+
+
+def _digest(
+    job: Job, batch: Batch, inputs: Inputs, share: Share, normalize: Normalizer | None = None
+) -> None:
+    """Add the batch's digest, if it is asked for; `normalize` where the inputs are not normalised yet."""
+    kind = job.config.debug.batch_digest
+    if kind != "none":
+        seen = normalize.normalised(inputs) if normalize else inputs
+        share.digest += batch_digest(batch, seen, pixels=kind == "pixels")

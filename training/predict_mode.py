@@ -1,0 +1,17 @@
+"""`run.py predict`: what saved weights say of pictures that nobody has labelled."""
+
+from __future__ import annotations
+
+from training.assembly import join
+from training.command import Request
+from training.prediction import predict
+from training.process import Place, leave
+from training.weights import read_weights
+
+
+def predict_with_weights(request: Request, place: Place) -> None:
+    """Write predictions for `predict.source`; every process comes here."""
+    accelerator = join(request.config)
+    place.joined(accelerator.process_index)
+    predict(request, accelerator, read_weights(request))
+    leave(accelerator)
