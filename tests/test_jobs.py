@@ -463,6 +463,48 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(common, 
     assert not (tmp_path / "run" / "failure.json").exists()
 
 
+# What else has state: averaged weights, a schedule that looks at scores, layers that begin to learn, the
+# mean loss of an epoch without a validation split, an update rule that counts its steps.
+STATEFUL = {
+    "averaged, thawing, falling at a plateau": [
+        *("--train.ema", 0.9, "--model.freeze", "[conv1, layer1]", "--model.unfreeze", "{layer1: 9st}"),
+        *("--optim.schedule", "{plateau: {patience: 0, factor: 0.5, threshold: 1, threshold_mode: abs}}"),
+        *("--optim.name", "nadam", "--optim.warmup", 0),
+    ],
+    "without a validation split": [
+        "--data.val-split",
+        "none",
+        "--optim.name",
+        "lamb",
+        "--optim.clip-norm",
+        1,
+    ],
+}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("name", STATEFUL)
+def test_all_that_has_state_goes_on_to_the_same_bits(name, processes, common, tmp_path):
+    """Stopped before and after layers thaw, in the first of four epochs and in the third."""
+    command = [*launcher_of(processes), *common, *STATEFUL[name], "--train.global-batch", 160, "--run-dir"]
+    succeed([*command, "whole"], folder=tmp_path)
+    for stop in (4, 18):
+        running = start([*command, "run"], folder=tmp_path)
+        assert wait_until(reaches(tmp_path / "run", stop)), finish(running, within=1)
+        running.process.send_signal(signal.SIGTERM)
+        assert finish(running, within=60).code != 0
+        assert failure(tmp_path / "run")["code"] == "STOPPED"
+    succeed([*command, "run"], folder=tmp_path)
+    assert len(records(tmp_path / "run", "start")) == 3
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+    for which in ("last", "best"):
+        assert weights_sha(tmp_path / "run", which) == weights_sha(tmp_path / "whole", which)
+    if "plateau" in name:
+        rates = [step["lr"] for step in records(tmp_path / "run", "train")]
+        drops = [*[1.0] * 16, *[0.5] * 8, *[0.25] * 6]
+        assert rates == [0.002 * drop for drop in drops], "only the first evaluation is progress"
+
+
 STOP_BEFORE_EVALUATION = f"""
 import os, pathlib, signal, sys, threading, time
 

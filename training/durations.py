@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 UNITS = {"st": "steps", "ep": "epochs", "sp": "samples", "%": "% of the run"}
-_WRITTEN = re.compile(r"(\d+(?:\.\d+)?)\s*(st|steps?|ep|epochs?|sp|samples?|%)?")
+_WRITTEN = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*(st|steps?|ep|epochs?|sp|samples?|%)?")
 
 
 def read_duration(written: Any) -> str:
@@ -16,7 +16,7 @@ def read_duration(written: Any) -> str:
     found = _WRITTEN.fullmatch(str(written).strip())
     if isinstance(written, bool) or found is None:
         raise ValueError("is no duration: write 500 (optimizer steps), 3ep, 20000sp (samples) or 10%")
-    unit = (found[2] or "st")[:2]
+    unit = {"sa": "sp"}.get(short := (found[2] or "st")[:2], short)
     if unit in ("st", "sp") and float(found[1]) % 1:
         raise ValueError(f"is no whole number of {UNITS[unit]}")
     return f"{found[1]}{unit}"

@@ -28,7 +28,7 @@ class Labels:
     task: str  # multiclass, multilabel or segmentation
     classes: int
     outputs: (
-        int  # channels of the output; segmentation: 1 where yes and no tell two classes apart, else classes
+        int  # channels of the output: one a class, or a single one that tells two classes of pixels apart
     )
     positives: tuple[int, ...]  # [C] samples or pixels of each class in the training split
     negatives: tuple[int, ...]  # [C] samples or pixels known not to be; a missing label is in neither

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -99,18 +99,17 @@ def train_mode(network: torch.nn.Module, frozen: frozenset[str]) -> None:
     network.train()
     if not frozen:
         return
-    own = [name for name, _ in network.named_parameters()]
     for path, module in network.named_modules():
-        if getattr(module, "running_mean", None) is not None and _all_frozen(path, own, frozen):
+        if getattr(module, "running_mean", None) is not None and _is_frozen(network, path, frozen):
             module.eval()
 
 
-def _all_frozen(path: str, names: Iterable[str], frozen: frozenset[str]) -> bool:
-    while True:
-        inside = [name for name in names if not path or name.startswith(path + ".")]
-        if inside or not path:
-            return bool(inside) and frozen.issuperset(inside)
-        path = path.rpartition(".")[0]
+def _is_frozen(network: torch.nn.Module, path: str, frozen: frozenset[str]) -> bool:
+    """Whether `frozen` has all parameters of the module at `path`, or of the nearest around it with any."""
+    own = [f"{path}.{name}".lstrip(".") for name, _ in network.get_submodule(path).named_parameters()]
+    if own or not path:
+        return bool(own) and frozen.issuperset(own)
+    return _is_frozen(network, path.rpartition(".")[0], frozen)
 
 
 def _matches(pattern: str, names: Sequence[str], head: frozenset[str], *, option: str) -> set[str]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_serializer, model_validator
 
+from training.arguments import numbers_read
 from training.tree import Fraction, Rate, Section, Spec
 
 Weights = Literal["auto"] | tuple[Rate, ...]
@@ -81,7 +82,7 @@ class OwnLoss(Weighted):
     @property
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the function, or of the class's constructor."""
-        return dict(self.model_extra or {})
+        return {name: numbers_read(value) for name, value in (self.model_extra or {}).items()}
 
 
 class LossTerms(Spec):

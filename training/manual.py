@@ -96,10 +96,9 @@ def _plain(section: type[Section], values: Section) -> type[Section]:
             inner = _plain(type(value), value)
             fields[name] = (inner, inner())
         elif isinstance(value, Spec | tuple | dict):
-            shown = yaml.safe_dump(
-                values.model_dump(mode="json")[name], default_flow_style=True, width=1000
-            ).strip()
-            fields[name] = (str, _with(field, shown))
+            tree = values.model_dump(mode="json")[name]
+            shown = yaml.safe_dump(tree, default_flow_style=True, width=1000, sort_keys=False)
+            fields[name] = (str, _with(field, shown.strip()))
         elif any(isinstance(one, type) and issubclass(one, Spec) for one in get_args(field.annotation)):
             fields[name] = (str | None, _with(field, value))
         else:

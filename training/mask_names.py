@@ -25,7 +25,9 @@ def mask_of(name: str) -> str:
     """
     *folders, last = _inside(name)
     stem, extension = os.path.splitext(last)  # noqa: PTH122 - a name, not a path of this machine
-    return "/".join([*map(_folder, folders), (stem if extension.lower() in PICTURE_EXTENSIONS else last) + ".png"])
+    return "/".join(
+        [*map(_folder, folders), (stem if extension.lower() in PICTURE_EXTENSIONS else last) + ".png"]
+    )
 
 
 def mask_names(names: Sequence[str]) -> Callable[[int], str]:
@@ -44,7 +46,9 @@ def mask_names(names: Sequence[str]) -> Callable[[int], str]:
             taken.add(hashed)
             continue
         whole = "/".join([*map(_folder, _inside(names[number])[:-1]), _inside(names[number])[-1]])
-        others[number] = _free(whole, taken, lambda one: known[np.searchsorted(known, one) % len(known)] == one)
+        others[number] = _free(
+            whole, taken, lambda one: known[np.searchsorted(known, one) % len(known)] == one
+        )
     return lambda number: others.get(number) or mask_of(names[number])
 
 

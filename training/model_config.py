@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
+from training.arguments import numbers_read
 from training.durations import Duration
 from training.tree import Section, free
 
@@ -15,7 +16,7 @@ class ModelConfig(Section):
 
     name: str = Field(default="resnet10t", min_length=1)
     """timm's name; torchvision/NAME; smp/NAME for segmentation; unet, mlp; or your own as module:name"""
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: Annotated[dict[str, Any], AfterValidator(numbers_read)] = Field(default_factory=dict)
     """further arguments of the network's constructor: {drop_path_rate: 0.1}, {encoder_name: resnet34}"""
     pretrained: bool | str = False
     """true: start from the published weights; or a .safetensors or .pth file, whose head is left out"""

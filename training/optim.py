@@ -131,7 +131,7 @@ def optimizer_numbers(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     }
     states = {
         str(number): {name: value for name, value in of.items() if not isinstance(value, torch.Tensor)}
-        for number, of in state["state"].items()
+        for number, of in sorted(state["state"].items())
     }
     kept = {
         "groups": {number: of for number, of in groups.items() if of},

@@ -13,7 +13,7 @@ from training.elements import Labels, along, refused, visible
 from training.loss_config import Dice, Iou, Overlap, Tversky
 from training.objective import Term
 
-Index = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # areas [K] -> losses [K]
+AreaLosses = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # areas [K] -> losses [K]
 
 # An area in pixels, or a loss, below which there is only rounding; float32 holds slopes of 1 / NOTHING.
 NOTHING = 1e-12
@@ -54,7 +54,7 @@ def tversky(spec: Tversky, labels: Labels) -> Term:
     return _overlap("tversky", spec, labels, losses)
 
 
-def _overlap(name: str, spec: Overlap, labels: Labels, losses: Index) -> Term:
+def _overlap(name: str, spec: Overlap, labels: Labels, losses: AreaLosses) -> Term:
     if labels.task != "segmentation":
         raise refused(
             f"loss.{name}: compares areas, and {labels.task} has no masks",

@@ -95,7 +95,8 @@ def layers_of(network: torch.nn.Module, head: frozenset[str]) -> dict[str, int]:
         paths = {name: name.split(".") for name in names if name not in head}
         shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths.values(), strict=False))
         inside = len(list(shared))
-        child = {name: tuple(path[: inside + 1]) for name, path in paths.items()}
+        # A module's own parameters, such as tables of positions, are one layer.
+        child = {name: path[inside] if path[inside + 1 :] else None for name, path in paths.items()}
         number = {one: count for count, one in enumerate(dict.fromkeys(child.values()))}
         layers = {name: len(number) if name in head else number[child[name]] for name in names}
     if len(set(layers.values())) < 2:

@@ -33,7 +33,7 @@ class Paper(NamedTuple):
 
 def mask_columns(classes: Sequence[str]) -> list[Column]:
     """The mask's file, and the share of pixels of each class."""
-    return [Column("mask", "text"), *(Column(name, "number") for name in classes)]
+    return [Column("mask", "text"), *(Column(name, "number", of_class=True) for name in classes)]
 
 
 def mask_said(name: str, classes_HW: NDArray[np.uint8] | None, classes: int) -> Said:

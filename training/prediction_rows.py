@@ -23,6 +23,7 @@ class Column(NamedTuple):
 
     name: str
     kind: Literal["text", "number", "flag"]
+    of_class: bool = False  # named after a class, so that another may have the name already
 
 
 class Said(NamedTuple):
@@ -37,7 +38,7 @@ def class_columns(classes: Sequence[str], top_k: int) -> list[Column]:
     columns = [Column("prediction", "text"), Column("score", "number")]
     for place in range(2, top_k + 1):
         columns += [Column(f"top{place}", "text"), Column(f"top{place}_score", "number")]
-    return columns if top_k else columns + [Column(name, "number") for name in classes]
+    return columns if top_k else columns + [Column(name, "number", of_class=True) for name in classes]
 
 
 def class_cells(answers: Answers, classes: Sequence[str], top_k: int) -> list[Said]:
@@ -58,14 +59,14 @@ def class_cells(answers: Answers, classes: Sequence[str], top_k: int) -> list[Sa
 
 def label_columns(labels: Sequence[str]) -> list[Column]:
     """Of any number of labels: the score of each, then whether each is found."""
-    found = [Column(f"{name}_found", "flag") for name in labels]
-    return [*(Column(name, "number") for name in labels), *found]
+    found = [Column(f"{name}_found", "flag", of_class=True) for name in labels]
+    return [*(Column(name, "number", of_class=True) for name in labels), *found]
 
 
 def label_cells(answers: Answers, thresholds: Sequence[float]) -> list[Said]:
     """The cells of `label_columns` for each picture; found is what has at least its threshold [C]."""
     scores_BC, probabilities_BC = _on_host(answers.scores), _on_host(answers.probabilities)
-    finite_B = np.isfinite(_on_host(answers.ranking)).all(axis=1).tolist()
+    finite_B: list[bool] = [bool(np.isfinite(ranking).all()) for ranking in _on_host(answers.ranking)]
     # In float32, as scores that were read back would be compared.
     found_BC = (probabilities_BC >= np.array(thresholds, np.float32)).astype(int)
     return [

@@ -68,14 +68,15 @@ def areas(ranking: Ranking, weights_RN: NDArray[Any]) -> Areas:
     """
     total = _cumulated(weights_RN, ranking.samples)
     positive = _cumulated(weights_RN, ranking.positives)
-    first, last = positive[:, ranking.firsts], positive[:, ranking.lasts]
-    ends = total[:, ranking.ends]
     positives = positive[:, -1]
     negatives = total[:, -1] - positives
+    first, last = positive.take(ranking.firsts, axis=1), positive.take(ranking.lasts, axis=1)
+    start, end = total.take(ranking.starts, axis=1), total.take(ranking.ends, axis=1)
+    in_group = last - first
+    precisions = (in_group * (last / np.maximum(end, 1))).sum(axis=1)
     # Of the negatives those that rank higher twice, those of the same score once.
-    above = (total[:, ranking.starts] - first) + (ends - last)
-    pairs = ((last - first) * (2 * negatives[:, None] - above)).sum(axis=1)
-    precisions = ((last - first) * (last / np.maximum(ends, 1))).sum(axis=1)
+    above = (start - first) + (end - last)
+    pairs = 2 * positives * negatives - (in_group * above).sum(axis=1)
     with np.errstate(invalid="ignore"):
         return Areas(pairs / (2 * positives * negatives), precisions / positives)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -36,6 +37,12 @@ class RunLength(NamedTuple):
     global_batch: int
 
 
+@lru_cache(maxsize=256)
+def _in_steps(duration: str, run: RunLength) -> int:
+    """Remembered, because every parameter group asks at every step."""
+    return in_steps(duration, **run._asdict())
+
+
 class Course(NamedTuple):
     """A point of the run behind its warm-up."""
 
@@ -49,7 +56,7 @@ class Course(NamedTuple):
         """A duration in optimizer steps; None lasts to the end of the run. CONFIG where it is no step."""
         if duration is None:
             return self.steps
-        steps = in_steps(duration, **self.run._asdict())
+        steps = _in_steps(duration, self.run)
         if steps < 1:
             raise UserError(
                 f"optim.schedule: {name} {duration} is less than an optimizer step of this run, which has "
@@ -76,7 +83,7 @@ def rate_at(step: int, peak: float, config: OptimConfig, run: RunLength, *, drop
     Rises linearly over the warm-up and reaches `peak` with its last step; then `config.schedule`. `drops` is
     PlateauState.factor. Raises CONFIG where the schedule does not fit the run.
     """
-    warmup = in_steps(config.warmup, **run._asdict())
+    warmup = _in_steps(config.warmup, run)
     name, spec = config.schedule.call
     if warmup and isinstance(spec, OneCycle):
         raise UserError(
@@ -92,7 +99,7 @@ def rate_at(step: int, peak: float, config: OptimConfig, run: RunLength, *, drop
 
 def check_schedule(config: OptimConfig, run: RunLength) -> None:
     """CONFIG where the schedule does not fit the run; to be called before the first step."""
-    for step in {0, in_steps(config.warmup, **run._asdict()), max(0, run.steps - 1)}:
+    for step in (0, _in_steps(config.warmup, run), max(0, run.steps - 1)):
         rate_at(step, config.lr, config, run)
 
 
@@ -114,7 +121,7 @@ def step(spec: Step, at: Course) -> float:
 
 def multi_step(spec: MultiStep, at: Course) -> float:
     """A drop at each milestone, two where two fall together; equal to MultiStepLR."""
-    passed = [one for one in spec.milestones if in_steps(one, **at.run._asdict()) <= at.step]
+    passed = [one for one in spec.milestones if _in_steps(one, at.run) <= at.step]
     return at.peak * float(spec.gamma ** len(passed))
 
 

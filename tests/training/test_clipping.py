@@ -19,7 +19,8 @@ def parameters():
     """A convolution, a norm's weights, a frozen matrix without a gradient, and a head."""
     generator = torch.Generator().manual_seed(0)
     made = [
-        torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in [(6, 3, 3, 3), (6,), (4, 4), (5, 6)]
+        torch.nn.Parameter(torch.randn(shape, generator=generator))
+        for shape in [(6, 3, 3, 3), (6,), (4, 4), (5, 6)]
     ]
     for one in made:
         one.grad = 10 * torch.randn(one.shape, generator=generator)
@@ -66,10 +67,20 @@ def test_adaptive_clipping_limits_each_unit_by_its_weights_and_spares_the_head(a
     assert torch.equal(after[3], before[3])
     units = given[0].detach().flatten(1).norm(dim=1).clamp(min=1e-3)
     torch.testing.assert_close(after[0].flatten(1).norm(dim=1), 0.02 * units)
-    assert float(after[1].norm()) == pytest.approx(0.02 * float(given[1].norm()), rel=1e-5)
+    assert float(after[1].norm()) == pytest.approx(0.02 * given[1].norm().item(), rel=1e-5)
     assert after[2] is None
     assert not torch.equal(clipped(accelerator, clip_adaptive=0.02)[1][3], before[3])
 
 
-class Scaled:
-    """What accelerate is in half precision: gradients are 1024 times too large until they are unscaled."""
+def test_adaptive_clipping_looks_at_gradients_that_are_no_longer_scaled(accelerator, monkeypatch):
+    """Half precision multiplies them; there is no scaler on a CPU, so this is what it would do."""
+    config = OptimConfig(clip_adaptive=100)  # lets all pass as it is, and nothing that is scaled
+    plain, scaled = parameters(), parameters()
+    gradients = [one.grad for one in scaled if one.grad is not None]
+    torch._foreach_mul_(gradients, 1024)
+    monkeypatch.setattr(accelerator, "unscale_gradients", lambda: torch._foreach_div_(gradients, 1024))
+    clip_gradients(accelerator, scaled, config, head=[])
+    monkeypatch.undo()
+    clip_gradients(accelerator, plain, config, head=[])
+    for one, other in zip(plain, scaled, strict=True):
+        assert one.grad is None or torch.equal(one.grad, other.grad)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from training.augmentation import TransformStep
 from training.command import Flags, read_request
 from training.config import Config, UserError, changed
+from training.loss_config import LossTerms
+from training.schedule_config import Schedule
 from training.tree import fields_of
+from training.update_rules import UpdateRules
 
 ROOT = Path(__file__).parent.parent.parent
 RUN = ROOT / "training" / "run.py"
@@ -429,6 +434,50 @@ def test_help_lists_every_option_and_no_other(tmp_path):
     said = " ".join(re.sub("[│ \n]+", " ", done.stdout).split())
     for field in dict(fields_of(Config)).values():
         assert " ".join(field.description.split())[:30] in said
+
+
+@pytest.fixture(scope="module")
+def manual(tmp_path_factory):
+    """What `--help` prints behind the options: section's head -> its lines."""
+    done = program("--help", cwd=tmp_path_factory.mktemp("manual"))
+    heads = re.split(r"^(transforms|losses|schedules|update rules)\b", done.stdout, flags=re.MULTILINE)[1:]
+    return dict(zip(heads[::2], heads[1::2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("head", "names"),
+    [
+        ("transforms", TransformStep),
+        ("losses", LossTerms),
+        ("schedules", Schedule),
+        ("update rules", UpdateRules),
+    ],
+)
+def test_help_lists_every_name_of_a_recipe_with_its_arguments_and_defaults(head, names, manual):
+    listed = re.findall(r"^  (\S+): \S", manual[head], flags=re.MULTILINE)
+    assert listed == ["mymodule:name" if name == "own" else name for name in names.model_fields]
+    chapters = re.split(r"^  \S+: ", manual[head], flags=re.MULTILINE)[1:]
+    for chapter, field in zip(chapters, names.model_fields.values(), strict=True):
+        (spec,) = (one for one in typing.get_args(field.annotation) if hasattr(one, "model_fields"))
+        lines = dict(re.findall(r"^      (\w+) +(.+)$", chapter, flags=re.MULTILINE))
+        assert lines.keys() == spec.model_fields.keys()
+        for argument, told in spec.model_fields.items():
+            shown = re.search(r"\(([^()]+)\)$", lines[argument])[1]
+            assert (shown == "required") == told.is_required()
+            assert told.is_required() or json.loads(shown) == json.loads(json.dumps(told.default))
+            if typing.get_origin(told.annotation) is typing.Literal:
+                assert f": {', '.join(typing.get_args(told.annotation))} (" in lines[argument]
+
+
+def test_help_shows_a_loss_and_a_schedule_as_one_would_write_them(tmp_path):
+    words = ["--loss", "{dice: 0.5}", "--optim.schedule", "{step: {step_size: 7ep}}"]
+    done = program("--help", *words, "--optim.groups", "[{match: head, lr: 0.5}]", cwd=tmp_path)
+    said = " ".join(re.sub("[│ \n]+", " ", done.stdout).split())
+    assert "{dice: {weight: 0.5, smooth: 1.0, foreground: false}}" in said
+    assert "{step: {step_size: 7ep, gamma: 0.1}}" in said
+    assert "match: head" in said
+    for name in ("--loss", "--optim.schedule", "--optim.arguments", "--model.unfreeze"):
+        assert re.search(rf"{name} (\{{None\}}\|)?STR ", said), name
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--print-config"]])

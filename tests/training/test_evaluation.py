@@ -21,8 +21,18 @@ from data_pipeline.stream import stream
 from training.command import read_request
 from training.evaluation import evaluate
 from training.inputs import Normalizer
-from training.networks.classifiers import classifier
-from training.tasks import TASKS
+from training.labels import learned_labels
+from training.networks.build import build_network
+from training.tasks import make_task
+
+
+def scores_of(network, task, config, dataset, accelerator):
+    normalize = Normalizer(dataset.mean, dataset.std, accelerator.device)
+    return evaluate(network, task, config, dataset, accelerator=accelerator, normalize=normalize)
+
+
+def small_network():
+    return build_network("test_resnet", task="multiclass", channels=1, outputs=10, arguments={})
 
 
 def config_of(digits, *flags):
@@ -37,21 +47,21 @@ def accelerator():
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return classifier("test_resnet", channels=1, outputs=10, pretrained=False)
+    return small_network()
 
 
 @pytest.fixture
-def task():
-    return TASKS["multiclass"](10)
+def task(digits):
+    return make_task(learned_labels(config_of(digits), read_dataset(digits)), None)
 
 
 def test_the_scores_are_those_of_the_whole_split_at_once(digits, accelerator, network, task):
     config, dataset = config_of(digits), read_dataset(digits)
-    scores = evaluate(network, task, config, dataset, accelerator)
+    scores = scores_of(network, task, config, dataset, accelerator)
     recipe = Recipe(Folder(digits), dataset, "val", (), 0)
     work = Work(0, 0, 0, 1, np.arange(359), valid=True)
     (batch,) = stream(recipe, lambda: iter([work]), workers=0, prefetch=1)
-    inputs = Normalizer(dataset, torch.device("cpu"))(batch)
+    inputs = Normalizer(dataset.mean, dataset.std, torch.device("cpu"))(batch)
     with torch.inference_mode():
         logits = network.eval()(inputs.images)
     right = int((logits.argmax(dim=1) == inputs.targets).sum())
@@ -68,9 +78,9 @@ def test_the_scores_are_those_of_the_whole_split_at_once(digits, accelerator, ne
 @pytest.mark.parametrize("batch", [1, 7, 359, 1000])
 def test_the_cut_into_batches_changes_no_count(digits, accelerator, network, task, batch):
     dataset = read_dataset(digits)
-    reference = evaluate(network, task, config_of(digits), dataset, accelerator)
+    reference = scores_of(network, task, config_of(digits), dataset, accelerator)
     config = config_of(digits, "--eval.batch", str(batch), "--data.workers", "3")
-    scores = evaluate(network, task, config, dataset, accelerator)
+    scores = scores_of(network, task, config, dataset, accelerator)
     assert scores.certificate == reference.certificate
     assert scores.metrics["accuracy"] == reference.metrics["accuracy"]
     assert scores.metrics["loss"] == pytest.approx(reference.metrics["loss"], rel=1e-6)
@@ -80,7 +90,7 @@ def test_the_cut_into_batches_changes_no_count(digits, accelerator, network, tas
 def test_evaluating_leaves_the_network_as_it_was(digits, accelerator, network, task, training):
     network.train(training)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    evaluate(network, task, config_of(digits), read_dataset(digits), accelerator)
+    scores_of(network, task, config_of(digits), read_dataset(digits), accelerator)
     assert network.training is training
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
@@ -93,7 +103,7 @@ def test_an_evaluation_of_other_samples_than_those_that_were_packed_is_an_error(
     split = replace(dataset.split("val"), keys_digest="0" * 16)
     changed = replace(dataset, splits={**dataset.splits, "val": split})
     with pytest.raises(RuntimeError, match="0000000000000000"):
-        evaluate(network, task, config_of(digits), changed, accelerator)
+        scores_of(network, task, config_of(digits), changed, accelerator)
 
 
 THREE = """
@@ -102,20 +112,21 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from data_pipeline.index import read_dataset
-from training.command import read_request
-from training.evaluation import evaluate
-from training.networks.classifiers import classifier
-from training.tasks import TASKS
+from training.labels import learned_labels
+from training.tasks import make_task
+sys.path.insert(0, sys.argv[2])
+from test_evaluation import config_of, scores_of, small_network
 
 accelerator = Accelerator(cpu=True)
 rank = accelerator.process_index
 torch.manual_seed(rank)
-network = classifier("test_resnet", channels=1, outputs=10, pretrained=False)
+network = small_network()
 with torch.no_grad():
     for tensor in network.state_dict().values():
         tensor += rank  # weights, running statistics and the count of batches all differ
-config = read_request(["--data.root", sys.argv[1], "--eval.batch", "50"]).config
-scores = evaluate(network, TASKS["multiclass"](10), config, read_dataset(Path(sys.argv[1])), accelerator)
+config, dataset = config_of(sys.argv[1], "--eval.batch", "50"), read_dataset(Path(sys.argv[1]))
+task = make_task(learned_labels(config, dataset), None)
+scores = scores_of(network, task, config, dataset, accelerator)
 Path(f"scores-{rank}.json").write_text(json.dumps(scores.as_json()))
 accelerator.wait_for_everyone()
 """
@@ -127,13 +138,14 @@ def test_three_processes_whose_networks_drifted_apart_score_that_of_process_zero
 ):
     (tmp_path / "three.py").write_text(THREE)
     torchrun = Path(sys.executable).parent / "torchrun"
-    done = execute([torchrun, "--nproc_per_node=3", "three.py", digits])
+    done = execute([torchrun, "--nproc_per_node=3", "three.py", digits, Path(__file__).parent])
     assert done.returncode == 0, done.stderr
     found = [json.loads((tmp_path / f"scores-{rank}.json").read_text()) for rank in range(3)]
-    config = config_of(digits, "--eval.batch", "50")
-    task = TASKS["multiclass"](10)
-    alone = evaluate(network, task, config, read_dataset(digits), accelerator).as_json()
+    config, dataset = config_of(digits, "--eval.batch", "50"), read_dataset(digits)
+    task = make_task(learned_labels(config, dataset), None)
+    alone = scores_of(network, task, config, dataset, accelerator).as_json()
     assert found[0]["certificate"] == alone["certificate"]
     assert found[0]["metrics"]["accuracy"] == alone["metrics"]["accuracy"]
+    assert found[0]["classes"] == alone["classes"]
     assert found[0]["metrics"]["loss"] == pytest.approx(alone["metrics"]["loss"], rel=1e-6)
     assert found[1] == found[2] == found[0]

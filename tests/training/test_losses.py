@@ -110,7 +110,7 @@ def agree(mine, reference, tolerance=3e-6):
     assert value.item() == pytest.approx(reference[0].item(), rel=tolerance, abs=5e-6)
     assert gradient.isfinite().all()
     worst = (gradient.double() - reference[1]).abs().max().item()
-    assert worst <= tolerance * reference[1].abs().max().item() + 1e-7
+    assert worst <= tolerance * reference[1].abs().max().item() + 1e-6
 
 
 def softmax(logits):
@@ -255,6 +255,7 @@ def test_losses_of_overlap_are_their_formulas(name, batch, smooth, foreground, d
     agree(found(case, spec), reference, tolerance=1e-5)
 
 
+@settings(deadline=None, max_examples=20)
 @given(SEED, st.sampled_from([0.0, 0.3]))
 def test_a_sum_of_losses_is_weighted(seed, unknown):
     case = make("segmentation", seed=seed, classes=2, outputs=1, unknown=unknown)

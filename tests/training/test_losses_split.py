@@ -1,4 +1,4 @@
-"""However a global batch is cut into processes and micro-batches, its loss and gradient are those of the whole."""
+"""However a batch is cut into processes and micro-batches, its loss and gradient are those of the whole."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def objective_of(name):
 
 
 def batch_of(labels, *, seed, mixed):
-    """Features [B, F] or [B, F, H, W], and inputs of which some samples, labels and pixels do not count."""
+    """Pictures are features [B, F] or [B, F, H, W]; some samples, labels and pixels do not count."""
     draw = torch.Generator().manual_seed(seed)
     place = (5, 7) if labels.task == "segmentation" else ()
     shape = {"multiclass": (), "multilabel": (labels.classes,), "segmentation": place}[labels.task]
@@ -79,7 +79,7 @@ def batch_of(labels, *, seed, mixed):
     valid = torch.rand(SAMPLES, generator=draw) > 0.1
     share = torch.rand(SAMPLES, generator=draw) if mixed else torch.ones(SAMPLES)
     features = torch.randn((SAMPLES, FEATURES, *place), generator=draw)
-    return features, Inputs(features, targets(), valid, valid.float(), share, targets() if mixed else None)
+    return Inputs(features, targets(), valid, valid.float(), share, targets() if mixed else None)
 
 
 def piece_of(inputs, rows):
@@ -133,7 +133,7 @@ def whole_of(objective, network, inputs):
 )
 def test_three_uneven_processes_of_four_micro_batches_are_the_whole_batch(name, seed, mixed, cuts):
     objective, labels = objective_of(name)
-    features, inputs = batch_of(labels, seed=seed, mixed=mixed)
+    inputs = batch_of(labels, seed=seed, mixed=mixed)
     network = network_of(labels, seed=seed + 1)
     edges = [0, *sorted(cuts), SAMPLES]
     pieces = [piece_of(inputs, slice(*edge)) for edge in pairwise(edges)]
@@ -150,7 +150,7 @@ def test_three_uneven_processes_of_four_micro_batches_are_the_whole_batch(name, 
 @given(order=st.permutations(range(SAMPLES)))
 def test_the_order_of_the_samples_changes_nothing(name, order):
     objective, labels = objective_of(name)
-    _, inputs = batch_of(labels, seed=1, mixed=True)
+    inputs = batch_of(labels, seed=1, mixed=True)
     network = network_of(labels, seed=2)
     agree(*whole_of(objective, network, piece_of(inputs, list(order))), *whole_of(objective, network, inputs))
 
@@ -158,7 +158,7 @@ def test_the_order_of_the_samples_changes_nothing(name, order):
 @each
 def test_samples_that_are_not_valid_are_as_if_they_were_not_there(name):
     objective, labels = objective_of(name)
-    _, inputs = batch_of(labels, seed=3, mixed=True)
+    inputs = batch_of(labels, seed=3, mixed=True)
     network = network_of(labels, seed=4)
     garbage = inputs.images.clone()
     garbage[~inputs.valid] = 1e30
@@ -173,9 +173,54 @@ def test_samples_that_are_not_valid_are_as_if_they_were_not_there(name):
 def test_the_mean_of_the_means_would_be_another_loss(name):
     """Else the other tests would show nothing."""
     objective, labels = objective_of(name)
-    _, inputs = batch_of(labels, seed=5, mixed=False)
+    inputs = batch_of(labels, seed=5, mixed=False)
     network = network_of(labels, seed=6)
     rows = [slice(0, 5), slice(5, 12), slice(12, SAMPLES)]
     means = [whole_of(objective, network, piece_of(inputs, one))[0] for one in rows]
     whole, _ = whole_of(objective, network, inputs)
     assert not math.isclose(sum(means) / 3, whole, rel_tol=1e-4)
+
+
+EDGES = [0, 1, 3, 4, 6, 7, 8, 12, 13, 14, 18, 22, SAMPLES]
+THREE = """
+import json, sys
+from itertools import pairwise
+from pathlib import Path
+import torch.distributed as dist
+sys.path.append(sys.argv[1])
+import test_losses_split as here
+
+dist.init_process_group("gloo")
+rank, found = dist.get_rank(), {}
+for name in here.TERMS:
+    objective, labels = here.objective_of(name)
+    inputs = here.batch_of(labels, seed=7, mixed=True)
+    network = here.network_of(labels, seed=8)
+    edges = list(pairwise(here.EDGES))[rank * here.MICRO_BATCHES :][: here.MICRO_BATCHES]
+    pieces = [here.piece_of(inputs, slice(*edge)) for edge in edges]
+    known = here.known_before(objective, network, pieces)
+    dist.all_reduce(known)
+    gradient = here.gradient_of(objective, objective.slopes(known), network, pieces)
+    dist.all_reduce(gradient)
+    total = sum(here.sums_of(objective, network, piece).detach().double() for piece in pieces)
+    dist.all_reduce(total)
+    found[name] = [objective.value(total).item(), gradient.tolist()]
+Path(f"found-{rank}.json").write_text(json.dumps(found))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_three_real_processes_find_the_loss_and_the_gradient_of_the_whole_batch(execute, tmp_path):
+    (tmp_path / "three.py").write_text(THREE)
+    (tmp_path / "split_losses.py").write_text(OWN)
+    torchrun = Path(sys.executable).parent / "torchrun"
+    done = execute([torchrun, "--nproc_per_node=3", "three.py", Path(__file__).parent])
+    assert done.returncode == 0, done.stderr
+    found = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(PROCESSES)]
+    assert found[0] == found[1] == found[2]
+    assert found[0].keys() == TERMS.keys()
+    for name, (value, gradient) in found[0].items():
+        objective, labels = objective_of(name)
+        inputs, network = batch_of(labels, seed=7, mixed=True), network_of(labels, seed=8)
+        agree(value, torch.tensor(gradient), *whole_of(objective, network, inputs))

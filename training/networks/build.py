@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,14 +81,11 @@ def _bare(spec: NetworkSpec) -> torch.nn.Module:
     except UserError:
         raise
     except Exception as error:
-        place = ""
-        if spec.library == "own":
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            place = f" ({Path(last.filename).name} line {last.lineno})"
         on_hub = spec.name.lower().startswith(HUBS)
+        option = "model.arguments" if spec.arguments else "model.name"
         raise UserError(
-            f"model.{'arguments' if spec.arguments else 'name'}: cannot build {spec.written!r} "
-            f"with arguments {dict(spec.arguments)}: {type(error).__name__}: {first_line(error)}{place}",
+            f"{option}: cannot build {spec.written!r} with arguments {dict(spec.arguments)}: "
+            f"{type(error).__name__}: {first_line(error)}{_place(spec, error)}",
             mend="connect to the hub once, so that its description is cached"
             if on_hub
             else "correct --model.name or --model.arguments",
@@ -95,14 +93,23 @@ def _bare(spec: NetworkSpec) -> torch.nn.Module:
         ) from error
 
 
+def _place(spec: NetworkSpec, error: Exception) -> str:
+    """Where in the user's own file an error came up."""
+    module = sys.modules.get(spec.name.partition(":")[0]) if spec.library == "own" else None
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [one.lineno for one in frames if module and one.filename == module.__file__]
+    return f" ({Path(str(module.__file__)).name} line {lines[-1]})" if module and lines else ""
+
+
 def _shapes(spec: NetworkSpec) -> dict[str, torch.Size]:
-    try:
-        with torch.device("meta"):
-            network = BUILDERS[spec.library](spec)
-    except UserError:
-        raise
-    except Exception:
-        # Some constructors look at values, which tensors on that device have not.
-        with torch.random.fork_rng(devices=[]):
+    # Some libraries draw numbers even then.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                network = BUILDERS[spec.library](spec)
+        except UserError:
+            raise
+        except Exception:
+            # Some constructors look at values, which tensors on that device have not.
             network = _bare(spec)
     return {name: tensor.shape for name, tensor in network.state_dict().items() if torch.is_tensor(tensor)}

@@ -64,12 +64,14 @@ _NAMES: dict[str, tuple[str, Callable[[], list[str]], str]] = {
 
 def unknown_network(spec: NetworkSpec) -> UserError:
     """CONFIG for a name that `spec.library` does not know, with the nearest name of any library."""
-    tails: dict[str, str] = {}
+    ours = {"mlp": "mlp", "unet": "unet"}
+    tails = dict(ours)
     # The last one wins: of two networks of one name, that of the library which was asked.
     for library in sorted(_NAMES, key=lambda one: one == spec.library):
         prefix, names, _ = _NAMES[library]
         tails |= {name.lower(): prefix + name for name in names()}
-    tails |= {"mlp": "mlp", "unet": "unet"}
+    if spec.library == "timm":  # a name without anything before it
+        tails |= ours
     close = difflib.get_close_matches(spec.name.lower(), tails, n=1, cutoff=0.7)
     return UserError(
         f"model.name: {spec.library} has no network {spec.name!r}"

@@ -40,7 +40,8 @@ def fit(
     sees the picture's `channels`, and is carried to them. Every other difference is in `refused`.
     """
     fitting = Fitting(best_renaming(_shapes(file), _shapes(network)))
-    pairs = {fitting.renaming(name): name for name in file}
+    new_names = {name: fitting.renaming(name) for name in file}
+    pairs = {new: name for name, new in new_names.items() if new is not None}
     inside = fitting.renaming.add
     outside = [name for name in network if not name.startswith(inside)]
     if outside:
@@ -67,7 +68,7 @@ def fit(
             if there.dtype != here.dtype and there.is_floating_point():
                 fitting.converted.append(f"{name}: {_format(there)} to {_format(here)}")
             fitting.values[name] = there.to(here.dtype)
-    fitting.unknown.extend(old for new, old in pairs.items() if new not in network)
+    fitting.unknown.extend(name for name, new in new_names.items() if new not in network)
     return fitting
 
 

@@ -59,8 +59,10 @@ def timm_weights(spec: NetworkSpec) -> Published:
         )
     network: Any = timm.create_model(spec.name, pretrained=True, in_chans=spec.channels, **spec.arguments)
     about = network.pretrained_cfg
-    name = spec.name if on_hub or "." in spec.name else f"{spec.name}.{about['tag']}"
-    return Published(network.state_dict(), f"{name} of timm", _adapted(network, about["input_size"][0], spec))
+    tag = "" if on_hub or "." in spec.name or not about.get("tag") else f".{about['tag']}"
+    return Published(
+        network.state_dict(), f"{spec.name}{tag} of timm", _adapted(network, about["input_size"][0], spec)
+    )
 
 
 def torchvision_weights(spec: NetworkSpec) -> Published:
