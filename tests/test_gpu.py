@@ -81,3 +81,30 @@ def test_pinned_batches_that_are_copied_without_waiting_arrive_as_they_were_made
         copies.append(batch.images.to("cuda", non_blocking=True))
         torch.cuda._sleep(1_000_000)  # the copies queue up behind work, as they do in training
     assert [one.sum(dtype=torch.int64).item() for one in copies] == expected
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "nadam", "lamb", "lion", "muon"])
+@pytest.mark.parametrize("clip", ["clip-norm", "clip-value", "clip-adaptive"])
+def test_every_update_rule_goes_on_to_the_same_losses_with_a_scaler_and_clipping(train, name, clip):
+    flags = (
+        "--train.precision",
+        "fp16",
+        "--optim.name",
+        name,
+        f"--optim.{clip}",
+        "0.5",
+        "--optim.lr",
+        "0.001",
+    )
+    flags = (*flags, "--train.epochs", "1", "--checkpoint.every-steps", "4")
+    whole = of_kind("train", train("whole", *flags, "--train.max-steps", "12"))
+    train("run", *flags, "--train.max-steps", "6")
+    resumed = of_kind("train", train("run", *flags, "--train.max-steps", "12"))
+    assert [one["loss"] for one in resumed] == pytest.approx([one["loss"] for one in whole], rel=1e-2)
+
+
+def test_a_compiled_network_in_nhwc_learns_what_a_plain_one_does(train):
+    flags = ("--train.max-steps", "8", "--train.ema", "0.5")
+    plain = of_kind("train", train("plain", *flags))
+    fast = of_kind("train", train("fast", *flags, "--model.compile", "--model.channels-last"))
+    assert [one["loss"] for one in fast] == pytest.approx([one["loss"] for one in plain], rel=2e-2)

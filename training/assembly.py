@@ -6,11 +6,13 @@ import datetime
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from timm.utils import ModelEmaV3
+from timm.layers.norm_act import convert_sync_batchnorm
+from timm.utils.model_ema import ModelEmaV3
 
 from data_pipeline.fault import UserError
 from data_pipeline.index import DatasetIndex
@@ -108,7 +110,8 @@ def assemble(
     freezing = _freezing(config, plan, network, head)
     apply_freezing(network, freezing.frozen_at(progress.step))
     if config.train.sync_batchnorm:
-        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        # timm's, because torch's loses the activation that many of timm's layers keep inside BatchNorm.
+        network = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     network.to(accelerator.device)
     average = _average(config, network, checkpoint)
     apply_options(network, config.model)
@@ -149,7 +152,7 @@ def _network(
     Its initial weights depend on the seed only. A checkpoint goes before weights that a run may start from.
     """
     model, loaded = config.model, None
-    asked = {"task": config.task, "channels": dataset.channels, "outputs": task.outputs}
+    asked: dict[str, Any] = {"task": config.task, "channels": dataset.channels, "outputs": task.outputs}
     torch.manual_seed(config.seed)
     network = build_network(model.name, arguments=model.arguments, **asked)
     head = head_names(model.name, arguments=model.arguments, **asked)
@@ -167,8 +170,14 @@ def _freezing(config: Config, plan: Plan, network: torch.nn.Module, head: frozen
     unfreeze = {
         pattern: in_steps(late, **length._asdict()) for pattern, late in config.model.unfreeze.items()
     }
-    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-    return plan_freezing(names, head=head, freeze=config.model.freeze, unfreeze=unfreeze)
+    parameters = dict(network.named_parameters())
+    return plan_freezing(
+        list(parameters),
+        head=head,
+        freeze=config.model.freeze,
+        unfreeze=unfreeze,
+        fixed=frozenset(name for name, parameter in parameters.items() if not parameter.requires_grad),
+    )
 
 
 def _average(config: Config, network: torch.nn.Module, checkpoint: Path | None) -> ModelEmaV3 | None:

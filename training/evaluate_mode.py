@@ -46,8 +46,9 @@ def evaluate_weights(request: Request, place: Place) -> None:
         console.say(f"weights   {saved.path}")
         console.say(f"split     {config.data.val_split}, {describe(scores.certificate)}")
         console.say(f"digest    {scores.certificate.digest}")
+        width = max(map(len, [*scores.metrics, "weights  "]))
         for name, value in scores.metrics.items():
-            console.say(f"{name:<9} {'undefined' if value is None else repr(value)}")
+            console.say(f"{name:<{width}} {'undefined' if value is None else repr(value)}")
         for line in lines(scores.findings, saved.classes, intervals=spread):
             console.say(line)
     leave(accelerator)

@@ -113,7 +113,7 @@ def _confusion_table(confusion: list[list[int]], classes: tuple[str, ...]) -> li
 
 def _table(header: Row, rows: list[Row]) -> list[str]:
     """Aligned columns, the first to the left and the others to the right."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="")
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for number, name in enumerate(header):
         # Text, not str: square brackets in a class's name are no markup.
         table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 
 from data_pipeline.index import DatasetIndex
 from data_pipeline.plan import Plan

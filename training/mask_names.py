@@ -52,14 +52,6 @@ def mask_names(names: Sequence[str]) -> Callable[[int], str]:
     return lambda number: others.get(number) or mask_of(names[number])
 
 
-def key_mask(key: str) -> str:
-    """The mask of a sample of a data set, whose keys are distinct: those that lead out stay so."""
-    plain = "/".join(_inside(key))
-    folders, _, last = plain.rpartition("/")
-    kept = "/".join([*map(_folder, folders.split("/") if folders else []), last])
-    return f"{kept}.png" if kept == key else f"{kept}~{_hash(key):016x}.png"
-
-
 def _free(whole: str, taken: set[int], is_known: Callable[[np.uint64], bool]) -> str:
     number = 1
     while True:

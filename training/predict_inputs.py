@@ -13,15 +13,16 @@ import torch
 
 from data_pipeline.fault import UserError
 from data_pipeline.file_reader import PictureList
-from data_pipeline.index import DATASET_FILE, DatasetIndex
+from data_pipeline.index import DATASET_FILE, DatasetIndex, Split
 from data_pipeline.items import utf8
 from data_pipeline.picture_source import find_pictures
 from data_pipeline.produce import Recipe
-from data_pipeline.store import load_dataset
+from data_pipeline.shard_index import read_shard_index
+from data_pipeline.store import Store, load_dataset
 from data_pipeline.unframing import fixes_size
 from data_pipeline.urls import check_url, is_remote, local_path
 from training.config import EMBEDDED_DIGITS, Config
-from training.mask_names import key_mask, mask_names
+from training.mask_names import mask_names
 from training.tasks.task import Task
 
 
@@ -56,7 +57,7 @@ class PredictionInputs:
     batch: int  # samples of one forward pass, at most
     identity: str
     words: str
-    mask_name: Callable[[int, str], str]  # of a sample's number and key
+    mask_name: Callable[[int], str]  # of a sample's number; for no other task
 
 
 def open_inputs(config: Config, saved: Predictor, *, pinned: bool) -> PredictionInputs:
@@ -69,7 +70,8 @@ def open_inputs(config: Config, saved: Predictor, *, pinned: bool) -> Prediction
             code="USAGE",
         )
     place = check_url(_embedded(source))
-    if is_remote(place) or (local_path(place) / DATASET_FILE).exists():
+    # Of os.path, for which a name that is too long is not there, instead of an error.
+    if is_remote(place) or os.path.exists(local_path(place) / DATASET_FILE):  # noqa: PTH110
         return _of_dataset(config, saved, place, pinned=pinned)
     if config.predict.split is not None:
         raise UserError(
@@ -110,7 +112,7 @@ def _of_dataset(config: Config, saved: Predictor, place: str, *, pinned: bool) -
         _batch(config, saved),
         f"{dataset.identity()} {split}",
         f"split {split!r} of '{place}'",
-        lambda _number, key: key_mask(key),
+        mask_names(_keys(store, dataset.split(split)) if saved.makes_masks else ()),
     )
 
 
@@ -118,15 +120,20 @@ def _of_pictures(config: Config, saved: Predictor, source: Path, *, pinned: bool
     pictures = find_pictures(source)
     mode, values = saved.image_mode, saved.mask_values
     dataset = DatasetIndex(saved.kind, saved.classes, mode, saved.mean, saved.std, {}, mask_values=values)
-    name_of = mask_names(pictures.names) if saved.makes_masks else None
     return PredictionInputs(
         Recipe(pictures, dataset, "", **_reading(config, saved, pinned=pinned)),
         len(pictures.names),
         _batch(config, saved),
         _identity(pictures),
         f"'{utf8(str(source))}'",
-        lambda number, _key: name_of(number) if name_of else "",
+        mask_names(pictures.names if saved.makes_masks else ()),
     )
+
+
+def _keys(store: Store, split: Split) -> list[str]:
+    """All keys in order; tars that others made may have one of them twice."""
+    indexes = (read_shard_index(store.index_path(shard), shard) for shard in split.shards)
+    return [key for index in indexes for key in index.keys]
 
 
 def _reading(config: Config, saved: Predictor, *, pinned: bool) -> dict[str, Any]:

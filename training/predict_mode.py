@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from training.assembly import join
 from training.command import Request
-from training.prediction import predict
+from training.prediction import predict, predictor_of
 from training.process import Place, leave
 from training.weights import read_weights
 
@@ -13,5 +13,5 @@ def predict_with_weights(request: Request, place: Place) -> None:
     """Write predictions for `predict.source`; every process comes here."""
     accelerator = join(request.config)
     place.joined(accelerator.process_index)
-    predict(request, accelerator, read_weights(request))
+    predict(request, accelerator, predictor_of(read_weights(request)))
     leave(accelerator)

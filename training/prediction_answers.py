@@ -98,7 +98,7 @@ class _Masks:
         number = int(batch.work.numbers[row])
         back = way_back(self._saved.transforms, Size(*batch.sizes[row].tolist()))
         classes = said_classes(answers, row, back, self._threshold)
-        name = self._inputs.mask_name(number, batch.keys[row])
+        name = self._inputs.mask_name(number)
         if classes is not None:
             write_mask(name, classes, self._picture(number) if self._overlay else None, self._paper)
         return mask_said(name, classes, len(self._saved.classes))

@@ -23,7 +23,7 @@ from data_pipeline.index import read_dataset
 from training.command import read_request
 from training.loss_config import LossTerms
 from training.losses import Labels
-from training.mask_names import OVERLAYS, key_mask, mask_names, mask_of
+from training.mask_names import OVERLAYS, mask_names, mask_of
 from training.prediction import Predictor, predict
 from training.prediction_rows import Column, distinct
 from training.prediction_table import TABLE_FORMATS
@@ -416,6 +416,26 @@ def test_pictures_of_one_stem_keep_their_masks_apart(predicted, squares, tmp_pat
     assert masks_of(out).keys() == {f"{at}{name}" for name in rows.values() for at in ("", "overlays/")}
 
 
+def test_a_data_set_of_masks_is_predicted_under_its_keys_also_where_one_is_there_twice(
+    predicted, segmentation_dataset, mask_folder, tmp_path
+):
+    """Two tars of one split with the same samples, as others make them."""
+    root, description = tmp_path / "set", segmentation_dataset / "dataset.json"
+    shutil.copytree(segmentation_dataset, root)
+    content = json.loads(description.read_text())
+    content["splits"]["val"]["shards"] *= 2
+    (root / "dataset.json").write_text(json.dumps(content))
+    out = predicted(segmenter_of(), root, out="masks")
+    rows, masks = rows_of(out / "predictions.csv"), masks_of(out)
+    assert len(rows) == 12
+    assert [row["mask"] for row in rows[:6]] == [f"{row['sample']}.png" for row in rows[:6]]
+    assert [row["mask"] for row in rows[6:]] == [f"{row['sample']}~2.png" for row in rows[:6]]
+    for row, other in zip(rows[:6], rows[6:], strict=True):
+        truth = np.asarray(Image.open(mask_folder / "masks" / row["mask"]))
+        assert masks[row["mask"]][1].shape == truth.shape
+        assert np.array_equal(masks[row["mask"]][1], masks[other["mask"]][1])
+
+
 NAMES = st.lists(
     st.text("ab./~", min_size=1, max_size=6).map(lambda name: name + ".png")
     | st.sampled_from(
@@ -430,14 +450,12 @@ def test_no_two_pictures_share_a_mask_and_none_leaves_the_folder(names):
     name_of = mask_names(names)
     found = [name_of(number) for number in range(len(names))]
     assert len(set(found)) == len(names)
-    for name in (*found, *map(key_mask, names)):
+    for name in found:
         parts = name.split("/")
         assert not {"", ".", ".."} & set(parts)
         assert parts[-1].endswith(".png")
         assert parts[0] != OVERLAYS or len(parts) == 1
         assert not any(part.endswith(".png") for part in parts[:-1])
-    keys = sorted(set(names))
-    assert len(set(map(key_mask, keys))) == len(keys)
     assert found[:1] == [mask_of(name) for name in names[:1]]
 
 
@@ -471,10 +489,11 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
         ("USAGE", "predict.threshold", multiclass, squares, {"threshold": 0.5}),
         ("USAGE", "predict.threshold", segmenter_of(2), squares, {"threshold": 0.5}),
         ("USAGE", "predict.split", multiclass, squares, {"split": "val"}),
-        ("DATA", "predict.split", multiclass, photo_dataset, {"split": "none"}),
+        ("DATA", "predict.split", multiclass, photo_dataset, {"split": "nowhere"}),
         ("CONFIG", "data.eval_transforms: random_crop", cropped, squares, {"out": "m"}),
         ("UNSAFE", "a data set at", multiclass, "pipe:ls", {}),
         ("DATA", "no file or folder", multiclass, tmp_path / "none", {}),
+        ("DATA", "no file or folder", multiclass, "x" * 300, {}),
     ]
     for code, what, saved, source, options in calls:
         found = refusal(predicted, saved, source, **options)

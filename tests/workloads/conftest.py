@@ -11,6 +11,7 @@ import csv
 import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,7 +22,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import skimage.data
+import torch
+import torchvision
 from PIL import Image
+from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 from sklearn.datasets import load_digits
@@ -29,12 +33,11 @@ from sklearn.datasets import load_digits
 from training.config import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-BIN = Path(sys.executable).parent
 FINDINGS = (
     *("atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia"),
     *("pneumothorax", "consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia"),
 )
-GLYPH_SIDE = 22  # pixels of a digit on a canvas
+GLYPH_SIDE = 26  # pixels of a digit on a canvas
 ORGANS = (
     "brick",
     "grass",
@@ -42,7 +45,8 @@ ORGANS = (
     "moon",
     "coins",
 )  # photographs that stand in for the views of ultrasound
-MARGIN = 5  # canvas pixels around the four places of digits
+HOW_MANY = (0.1, 0.55, 0.15, 0.12, 0.08)  # of the scans have 0, 1 … 4 digits
+MARGIN = 2  # canvas pixels around the four places of digits
 
 
 class Drawn(NamedTuple):
@@ -51,13 +55,6 @@ class Drawn(NamedTuple):
     pixels: np.ndarray  # uint8 [H, W]
     mask: np.ndarray  # bool [H, W], the digits' pixels
     digits: list[int]
-
-
-class Finished(NamedTuple):
-    """What a program said."""
-
-    out: str
-    err: str
 
 
 # The means.
@@ -92,10 +89,9 @@ def once(shared):
 
 @pytest.fixture(scope="session")
 def typed():
-    """`typed(command, *flags, folder=…, processes=…)`: a command as a recipe writes it, with flags behind it.
+    """`typed(command, *flags, folder=…, processes=…)`: what a command of a recipe says, with flags behind it.
 
-    On one process it is started as it stands; on more, torchrun stands for accelerate, which starts only one
-    on the CPU.
+    What `accelerate launch` does on a machine with as many GPUs, python and torchrun do here on the CPU.
     """
 
     def call(command, *flags, folder, processes=1):
@@ -104,27 +100,25 @@ def typed():
             words[:1] = [sys.executable, "-m", "launch"]
         else:
             assert words[:3] == ["accelerate", "launch", "training/run.py"]
-            several = [BIN / "torchrun", "--standalone", f"--nproc_per_node={processes}"]
-            launcher = [BIN / "accelerate", "launch"] if processes == 1 else several
-            words[:3] = [*launcher, ROOT / "training" / "run.py"]
+            several = [
+                Path(sys.executable).parent / "torchrun",
+                "--standalone",
+                f"--nproc_per_node={processes}",
+            ]
+            words[:3] = [*([sys.executable] if processes == 1 else several), ROOT / "training" / "run.py"]
         known = {key: os.environ[key] for key in ("PATH", "HOME", "TMPDIR", "LANG") if key in os.environ}
-        clean = {
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": str(ROOT),
-        }
+        alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
             [str(word) for word in [*words, *flags]],
             cwd=folder,
-            env={**known, **clean},
+            env={**known, **alone, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             timeout=330,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        return Finished(done.stdout, done.stderr)
+        return done.stdout
 
     return call
 
@@ -147,6 +141,49 @@ def commands():
 
 
 @pytest.fixture(scope="session")
+def workload(once, typed, commands):
+    """`workload(recipe, raw)`: a folder where all that the recipe's header says has been typed, once.
+
+    Trained on two processes (train.txt is what it said); evaluated and predicted on one and on two, whose
+    results are in one/ and two/. runs/alone is the beginning of the same training on one process.
+    """
+
+    def get(recipe, raw, *, train=(), alone=()):
+        def make(folder):
+            for given in raw.iterdir():
+                (folder / given.name).symlink_to(given)
+            said, run = commands(recipe), folder / "runs" / recipe
+            typed(said["pack"], folder=folder)
+            train_flags = [*train, "--debug.batch-digest", "pixels"]
+            (folder / "train.txt").write_text(typed(said["train"], *train_flags, folder=folder, processes=2))
+            beginning = [*train_flags, "--train.max-steps", 2, "--run-dir", "runs/alone", *alone]
+            typed(said["train"], *beginning, folder=folder)
+            for name, processes in {"one": 1, "two": 2}.items():
+                place = folder / name
+                place.mkdir()
+                out = typed(said["evaluate"], folder=folder, processes=processes)
+                (place / "evaluate.txt").write_text(out)
+                shutil.move(run / "weights" / "best.evaluation.json", place / "evaluation.json")
+                typed(said["predict"], folder=folder, processes=processes)
+                (written,) = run.glob("predictions*")
+                shutil.move(written, place / written.name)
+
+        return once(recipe, make)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def evaluation():
+    """`evaluation(folder)`: what evaluate wrote in a workload's folder."""
+
+    def read(folder):
+        return json.loads((folder / "two" / "evaluation.json").read_text())
+
+    return read
+
+
+@pytest.fixture(scope="session")
 def records():
     """`records(run_dir, kind)`: what metrics.jsonl holds of that kind."""
 
@@ -158,22 +195,37 @@ def records():
 
 
 @pytest.fixture(scope="session")
-def evaluated(typed, commands):
-    """`evaluated(recipe, *flags, folder=…)`: what evaluate wrote, the same on one process and on two."""
+def alike(records, evaluation):
+    """`alike(folder, recipe)`: asserts that one and two processes did the same in a workload's folder.
 
-    def call(recipe, *flags, folder):
-        found = []
-        for processes in (1, 2):
-            done = typed(commands(recipe)["evaluate"], *flags, folder=folder, processes=processes)
-            file = folder / "runs" / recipe / "weights" / "best.evaluation.json"
-            found.append((json.loads(file.read_text()), done.out))
-        assert found[0] == found[1]
-        written, said = found[0]
-        for name, value in written["metrics"].items():
-            assert f"{name:<9} {'undefined' if value is None else repr(value)}\n" in said
-        return written
+    They learned from the same batches; of the same weights they found the same scores, to the last bit, and
+    wrote the same predictions.
+    """
 
-    return call
+    def check(folder, recipe):
+        one, two = records(folder / "runs" / "alone", "train"), records(folder / "runs" / recipe, "train")
+        assert len(one) == 2
+        assert [step["batch_digest"] for step in one] == [step["batch_digest"] for step in two[:2]]
+        for first, second in zip(
+            records(folder / "runs" / "alone", "eval"),
+            records(folder / "runs" / recipe, "eval"),
+            strict=False,
+        ):
+            assert first["certificate"] == second["certificate"]
+        names = [
+            sorted(path.relative_to(folder / name) for path in (folder / name).rglob("*.*"))
+            for name in ("one", "two")
+        ]
+        assert names[0] == names[1]
+        assert len(names[0]) > 2
+        for path in names[0]:
+            assert (folder / "one" / path).read_bytes() == (folder / "two" / path).read_bytes(), path
+        found, said = evaluation(folder), (folder / "two" / "evaluate.txt").read_text()
+        assert found["certificate"]["unique"] == found["certificate"]["expected"]
+        for name, value in found["metrics"].items():
+            assert re.search(rf"^{name} +{re.escape(repr(value))}$", said, re.MULTILINE), name
+
+    return check
 
 
 @pytest.fixture(scope="session")
@@ -194,8 +246,8 @@ def rows():
 def glyphs():
     """`glyphs(split)[digit]`: pictures of a digit, float64 [N, 8, 8] of 0..1."""
     bundled = load_digits()
-    kept = {"train": np.arange(len(bundled.target)) % 5 < 3, "val": np.arange(len(bundled.target)) % 5 == 3}
-    kept["test"] = ~kept["train"] & ~kept["val"]
+    tenth = np.arange(len(bundled.target)) % 10
+    kept = {"train": tenth < 8, "val": tenth == 8, "test": tenth == 9}
 
     def of(split):
         chosen = [kept[split] & (bundled.target == digit) for digit in range(10)]
@@ -249,8 +301,8 @@ def draw_canvas(draws, glyphs, count, *, clutter):
 def findings(once, glyphs):
     """findings.csv and scans/: canvases with 14 labels, one in twenty missing, and two pictures a patient.
 
-    The first ten labels say which digits are there; the others: a bar on the left, a frame, inverted, more
-    than two digits.
+    The first ten labels say which digits are there; the others: a bar on the left, a frame, haze, more than
+    two digits.
     """
 
     def make(folder):
@@ -262,17 +314,17 @@ def findings(once, glyphs):
             for split, samples in {"train": 3072, "val": 500, "test": 300}.items():
                 shapes = glyphs(split)
                 for number in range(samples):
-                    drawn = draw_canvas(draws, shapes, draws.integers(5), clutter=0)
-                    pixels, (bar, frame, inverted) = drawn.pixels, draws.random(3) < 0.3
+                    drawn = draw_canvas(draws, shapes, draws.choice(5, p=HOW_MANY), clutter=0)
+                    pixels, (bar, frame, hazy) = drawn.pixels, draws.random(3) < 0.3
                     if bar:
                         pixels[4:-4, 2:5] = 220
                     if frame:
                         pixels[:2] = pixels[-2:] = 200
                         pixels[:, :2] = pixels[:, -2:] = 200
-                    if inverted:
-                        pixels = 255 - pixels
+                    if hazy:
+                        pixels = (90 + 0.55 * pixels).astype(np.uint8)
                     truth = [digit in drawn.digits for digit in range(10)]
-                    truth += [bar, frame, inverted, len(drawn.digits) > 2]
+                    truth += [bar, frame, hazy, len(drawn.digits) > 2]
                     missing = draws.random(len(truth)) < 0.05
                     cells = ["" if gone else int(one) for gone, one in zip(missing, truth, strict=True)]
                     name = f"{split}-{number:04d}.{'jpg' if number % 4 == 0 else 'png'}"
@@ -288,7 +340,7 @@ def canvases(once, glyphs):
 
     def make(folder):
         draws = np.random.default_rng(2)
-        for split, samples in {"train": 128, "val": 40, "test": 60}.items():
+        for split, samples in {"train": 96, "val": 30, "test": 40}.items():
             for name in ("images", "masks"):
                 (folder / "digits" / split / name).mkdir(parents=True)
             for number in range(samples):
@@ -373,7 +425,7 @@ def draw_scan(draws, photo):
 
 @pytest.fixture(scope="session")
 def ultrasound(once):
-    """views/CLASS/: 20 grey pictures of each of five classes; views.csv names them with their class."""
+    """views/CLASS/: 14 grey pictures of each of five classes; views.csv names them with their class."""
 
     def make(folder):
         draws = np.random.default_rng(5)
@@ -385,7 +437,7 @@ def ultrasound(once):
                 scale = 512 / max(photo.shape)
                 photo = scaled(photo, *(max(310, round(size * scale)) for size in photo.shape))
                 (folder / "views" / name).mkdir(parents=True)
-                for number in range(20):
+                for number in range(14):
                     path = f"{name}/{number:02d}.{'jpg' if number % 2 else 'png'}"
                     Image.fromarray(draw_scan(draws, photo)).save(folder / "views" / path)
                     table.writerow([path, name])
@@ -395,7 +447,11 @@ def ultrasound(once):
 
 @pytest.fixture(scope="session")
 def photographs_by_class(once):
-    """pictures/CLASS/: 40 crops, 96 pixels and more, of each of four photographs in colour."""
+    """pictures/CLASS/: 40 crops of each of four photographs in colour; a published network's weights beside.
+
+    resnet18.pth and resnet18.safetensors hold the same: torchvision's network for the 1000 classes of
+    ImageNet, as it is before it has learned anything.
+    """
 
     def make(folder):
         draws = np.random.default_rng(4)
@@ -403,12 +459,14 @@ def photographs_by_class(once):
             photo = getattr(skimage.data, name)()
             (folder / "pictures" / name).mkdir(parents=True)
             for number in range(40):
-                height, width = draws.integers(96, 160, 2)
-                top, left = (
-                    draws.integers(0, photo.shape[0] - height),
-                    draws.integers(0, photo.shape[1] - width),
-                )
-                crop = np.ascontiguousarray(photo[top : top + height, left : left + width])
+                sides = draws.integers(96, 160, 2)
+                top, left = draws.integers(0, photo.shape[:2] - sides)
+                crop = np.ascontiguousarray(photo[top : top + sides[0], left : left + sides[1]])
                 Image.fromarray(crop).save(folder / "pictures" / name / f"{number:02d}.jpg", quality=92)
+        with torch.random.fork_rng():
+            torch.manual_seed(18)
+            weights = torchvision.models.resnet18(num_classes=1000).state_dict()
+        torch.save(weights, folder / "resnet18.pth")
+        save_file(weights, folder / "resnet18.safetensors")
 
     return once("photographs", make)

@@ -30,7 +30,7 @@ def segmentation(classes: int, *, outputs: int, objective: Objective) -> Task:
 
 
 def said_classes(logits_BOHW: torch.Tensor) -> torch.Tensor:
-    """The class of each pixel, [B, H, W]: that of the largest logit, or 1 where there is one and it is above 0.
+    """The class of each pixel, [B, H, W]: that of the largest logit; of one only, 1 where it is above 0.
 
     From logits, not probabilities: two classes whose logits differ may have the same float32 probability.
     """
