@@ -20,21 +20,72 @@ MODULE_LINES, FUNCTION_LINES = 250, 60
 
 # Lowest first. A module of training imports modules of training only from the lines above its own.
 TRAINING_LAYERS = [
-    {"tree"},
-    {"transform_parameters", "flags"},
-    {"augmentation"},
-    {"config"},
-    {"manual", "reading"},
-    {"command", "losses", "inputs", "console", "journal", "checkpoint", "process", "launcher"},
-    {"counts", "bad_samples"},
-    {"optim", "state", "tracking", "plots", "networks", "networks.classifiers", "tasks.task"},
-    {"tasks.multiclass"},
-    {"tasks"},
-    {"weights", "reduction"},
-    {"assembly"},
-    {"evaluation", "run_directory"},
-    {"recorder"},
-    {"rehearsal", "loop"},
+    {
+        "checkpoint",
+        "config.arguments",
+        "config.durations",
+        "config.tree",
+        "console",
+        "freezing",
+        "journal",
+        "networks",
+        "networks.names",
+        "networks.outputs",
+        "networks.sizes",
+        "networks.spec",
+        "networks.torch_files",
+        "networks.unet",
+        "plugins",
+        "prediction.mask_names",
+        "scores",
+        "scores.confusion",
+        "scores.ranking",
+    },
+    {
+        "config.loss",
+        "config.model",
+        "config.schedule",
+        "config.transform_parameters",
+        "config.update_rules",
+        "flags",
+        "networks.catalogue",
+        "networks.mlp",
+        "plots",
+    },
+    {"config.optim", "config.transforms", "networks.first_convolution", "networks.options"},
+    {
+        "clipping",
+        "config.data",
+        "networks.fitting",
+        "networks.libraries",
+        "networks.published",
+        "parameter_groups",
+        "schedules",
+    },
+    {"config", "networks.build", "networks.pretrained", "optim"},
+    {"inputs", "launcher", "manual", "process", "reading", "state", "tracking"},
+    {"bad_samples", "command", "counts", "objective"},
+    {"losses.elements", "run_directory", "tasks.task"},
+    {
+        "evaluation",
+        "losses.overlap",
+        "losses.own",
+        "losses.pointwise",
+        "prediction.inputs",
+        "prediction.views",
+        "reduction",
+        "scores.bootstrap",
+        "scores.text",
+        "tasks.multiclass",
+        "tasks.multilabel",
+        "tasks.segmentation",
+    },
+    {"losses", "prediction.rows"},
+    {"job", "labels", "prediction.masks", "prediction.table", "tasks"},
+    {"assembly", "gradients", "prediction.output", "weights"},
+    {"evaluate_mode", "prediction.answers", "recorder", "rehearsal"},
+    {"loop", "prediction"},
+    {"predict_mode"},
     {"run"},
 ]
 
@@ -84,7 +135,7 @@ def package_of(dotted):
 
 def test_the_three_packages_have_modules_to_look_at():
     assert len(FILES) > 40
-    assert imports_of("training.loop") > {"training.assembly", "data_pipeline.batch"}
+    assert imports_of("training.loop") > {"training.job", "data_pipeline.batch"}
     assert imports_of("training.run") >= {"training.command", "training.loop"}
 
 
@@ -249,7 +300,7 @@ def faults_in(tree):
 
 
 def loads_tensors_only(node):
-    """Whether a node calls torch.load such that it builds tensors, numbers and dicts of them, nothing else."""
+    """Whether a node calls torch.load such that it builds tensors and dicts of them, nothing else."""
     if not isinstance(node, ast.Call) or dotted(node.func) != "torch.load":
         return False
     keywords = {keyword.arg: keyword.value for keyword in node.keywords}
@@ -303,13 +354,13 @@ def test_the_search_for_what_runs_a_strangers_code_finds_it(code):
 def test_one_module_alone_reads_files_of_torch():
     """What others publish is often a pickle; torch's reader of tensors only is the one way in."""
     readers = [name for name in FILES if any(loads_tensors_only(node) for node in ast.walk(TREES[name]))]
-    assert readers == ["training.torch_files"]
+    assert readers == ["training.networks.torch_files"]
 
 
 def test_the_set_of_options_is_frozen():
     from training.config import Config
+    from training.config.tree import fields_of
     from training.flags import Flags
-    from training.tree import fields_of
 
     frozen = [section + name for section, names in OPTIONS.items() for name in names.split()]
     assert sorted(chain(Flags.model_fields, (name for name, _ in fields_of(Config)))) == sorted(frozen)
@@ -317,8 +368,8 @@ def test_the_set_of_options_is_frozen():
 
 def test_every_option_says_what_it_is():
     from training.config import Config
+    from training.config.tree import fields_of
     from training.flags import Flags
-    from training.tree import fields_of
 
     mute = [name for name, field in chain(fields_of(Flags), fields_of(Config)) if not field.description]
     assert mute == []
@@ -343,10 +394,10 @@ def test_recipes_can_name_the_transforms_that_exist_and_no_others():
 def test_names_that_the_configuration_allows_are_those_that_the_program_knows():
     from training.assembly import PRECISIONS
     from training.config import Config, OptimConfig, TrainConfig
-    from training.loss_config import LossTerms
+    from training.config.loss import LossTerms
+    from training.config.schedule import Schedule
     from training.losses import LOSSES
     from training.optim import OPTIMIZERS
-    from training.schedule_config import Schedule
     from training.schedules import SCHEDULES
     from training.tasks import TASKS
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from data_pipeline.index import read_dataset
 from training.config import Config
+from training.config.tree import fields_of
 from training.flags import Flags
-from training.tree import fields_of
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -20,14 +20,14 @@ from data_pipeline.plan import Plan
 from training.checkpoint import read_state, read_tensors
 from training.command import Request
 from training.config import Config
-from training.durations import in_steps
+from training.config.durations import in_steps
 from training.freezing import Freezing, apply_freezing, plan_freezing
 from training.job import Job, length_of
 from training.labels import learned_labels
 from training.networks.build import build_network, head_names
 from training.networks.options import apply_options
+from training.networks.pretrained import LoadReport, load_pretrained
 from training.optim import build_optimizer, load_optimizer_numbers
-from training.pretrained import LoadReport, load_pretrained
 from training.reading import make_plan
 from training.schedules import check_schedule
 from training.state import (

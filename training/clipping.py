@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from data_pipeline.torchvision_cpu import declare_missing_operators
-from training.optim_config import OptimConfig
+from training.config.optim import OptimConfig
 
 declare_missing_operators()  # for a checkout that runs without being installed: timm imports torchvision
 from timm.utils.agc import adaptive_clip_grad  # noqa: E402

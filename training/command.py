@@ -12,8 +12,8 @@ import yaml
 from pydantic import ValidationError
 
 from training.config import RECIPES, Config, UserError, recipe_names
+from training.config.tree import Section, fields_of
 from training.flags import MODES, Flags
-from training.tree import Section, fields_of
 
 Mode = Literal["train", "evaluate", "predict"]
 S = typing.TypeVar("S", bound=Section)

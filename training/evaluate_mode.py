@@ -6,13 +6,13 @@ import json
 from typing import Any
 
 from training.assembly import join
-from training.bootstrap import intervals
 from training.command import Request
 from training.console import Console
 from training.evaluation import Scores, describe, evaluate
-from training.findings_text import lines
 from training.process import Place, leave
 from training.reading import open_dataset
+from training.scores.bootstrap import intervals
+from training.scores.text import lines
 from training.weights import check_fits, read_weights
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training.tree import Section
+from training.config.tree import Section
 
 MODES = ("train", "evaluate", "predict")
 

@@ -16,7 +16,7 @@ from training.config import Config
 from training.freezing import Freezing, apply_freezing, train_mode
 from training.inputs import pixel_statistics
 from training.losses import Labels
-from training.pretrained import LoadReport
+from training.networks.pretrained import LoadReport
 from training.schedules import RunLength, rate_at
 from training.state import Progress
 from training.tasks.task import Task

@@ -11,13 +11,13 @@ import tyro
 import yaml
 from pydantic import Field, create_model
 
-from training.augmentation import TransformStep
 from training.config import Config, recipe_names
+from training.config.loss import LossTerms
+from training.config.schedule import Schedule
+from training.config.transforms import TransformStep
+from training.config.tree import Section, Spec
+from training.config.update_rules import UpdateRules
 from training.flags import MODES, Flags
-from training.loss_config import LossTerms
-from training.schedule_config import Schedule
-from training.tree import Section, Spec
-from training.update_rules import UpdateRules
 
 HEAD = f"""lockstep: train, evaluate and resume vision models on any number of processes.
 

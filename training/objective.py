@@ -24,10 +24,10 @@ TermSums = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  #
 class Term:
     """One loss.
 
-    `sums(outputs, targets, weights)` are `size` sums over the samples of a batch, float32 [size], differentiable;
-    weights are float32 [B], 0 for a sample that does not count. `value(sums)` is the loss from the sums over a
-    whole global batch, float64. Where it needs no outputs to know the gradient's scale, `count(targets, weights)`
-    gives the count that `value` divides by, which is then sums[1], and sums[0] the total.
+    `sums(outputs, targets, weights)` are `size` sums over the samples of a batch, float32 [size], with a
+    gradient; weights are float32 [B], 0 for a sample that does not count. `value(sums)` is the loss from the
+    sums over a whole global batch, float64. Where no outputs are needed to know the gradient's scale,
+    `count(targets, weights)` gives what `value` divides by, which is then sums[1], and sums[0] the total.
     """
 
     size: int
@@ -110,7 +110,9 @@ class Objective:
     def value(self, sums: torch.Tensor) -> torch.Tensor:
         """The weighted sum of the losses."""
         values = self.values(sums)
-        return torch.stack([factor * value for (factor, _), value in zip(self.terms, values, strict=True)]).sum()
+        return torch.stack(
+            [factor * value for (factor, _), value in zip(self.terms, values, strict=True)]
+        ).sum()
 
     def slopes(self, sums: torch.Tensor) -> torch.Tensor:
         """Float64 [S], the derivative of `value` by each sum over the global batch.

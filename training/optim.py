@@ -10,8 +10,8 @@ import torch
 
 from data_pipeline.fault import UserError, first_line
 from data_pipeline.torchvision_cpu import declare_missing_operators
-from training.arguments import checked_arguments
-from training.optim_config import OptimConfig
+from training.config.arguments import checked_arguments
+from training.config.optim import OptimConfig
 from training.parameter_groups import parameter_groups
 
 declare_missing_operators()  # for a checkout that runs without being installed: timm imports torchvision

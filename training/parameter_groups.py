@@ -12,7 +12,7 @@ import torch
 
 from data_pipeline.fault import UserError
 from data_pipeline.torchvision_cpu import declare_missing_operators
-from training.optim_config import OptimConfig, ParameterGroup
+from training.config.optim import OptimConfig, ParameterGroup
 
 declare_missing_operators()  # for a checkout that runs without being installed: timm imports torchvision
 import timm.models  # noqa: E402

@@ -1,6 +1,6 @@
 """The program, from its command line to its exit code: read this page first, then the modules that it names.
 
-Command: accelerate launch training/run.py [train|evaluate|predict] [--config RECIPE|FILE] [--section.field VALUE ...]
+Command: accelerate launch training/run.py [train|evaluate|predict] [--config RECIPE|FILE] [--NAME VALUE ...]
 """
 
 import os

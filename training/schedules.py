@@ -10,11 +10,10 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from data_pipeline.fault import UserError, first_line
-from training.arguments import numbers_read
-from training.durations import in_steps
-from training.optim_config import OptimConfig
-from training.plugins import load_plugin
-from training.schedule_config import (
+from training.config.arguments import numbers_read
+from training.config.durations import in_steps
+from training.config.optim import OptimConfig
+from training.config.schedule import (
     Constant,
     Cosine,
     CosineRestarts,
@@ -27,6 +26,7 @@ from training.schedule_config import (
     Polynomial,
     Step,
 )
+from training.plugins import load_plugin
 
 
 class RunLength(NamedTuple):

@@ -20,9 +20,9 @@ from data_pipeline.disk import replace_file
 from data_pipeline.fault import UserError
 from data_pipeline.index import DatasetIndex
 from training.command import Request
+from training.config.loss import LossTerms
 from training.inputs import Normalizer
 from training.job import Job
-from training.loss_config import LossTerms
 from training.losses import Labels
 from training.networks.build import library_of, network_like
 from training.state import load_model

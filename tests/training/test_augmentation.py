@@ -12,10 +12,10 @@ from data_pipeline.batch import Pixels
 from data_pipeline.draws import Purpose, bit_stream
 from data_pipeline.masks import IGNORED
 from data_pipeline.transforms import TRANSFORMS
-from training.augmentation import TransformStep
 from training.command import read_request
 from training.config import UserError
-from training.tree import fields_of
+from training.config.transforms import TransformStep
+from training.config.tree import fields_of
 
 # The least that must be said about each.
 REQUIRED = {
@@ -141,6 +141,6 @@ def test_the_class_of_pixels_from_outside_is_the_ignored_one_unless_told_otherwi
 
 
 def test_reading_the_names_loads_neither_torch_nor_numpy():
-    code = "import sys, training.augmentation; print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "import sys, training.config.transforms; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "numpy", "cv2"} & set(done.stdout.split()) == set()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from training import bootstrap
-from training.bootstrap import intervals, resampled
+from training.scores import bootstrap
+from training.scores.bootstrap import intervals, resampled
 from training.tasks.task import Kept
 
 SAMPLES, LABELS, RESAMPLES = 40, 4, 60

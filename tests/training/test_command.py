@@ -15,13 +15,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.augmentation import TransformStep
 from training.command import Flags, read_request
 from training.config import Config, UserError, changed
-from training.loss_config import LossTerms
-from training.schedule_config import Schedule
-from training.tree import fields_of
-from training.update_rules import UpdateRules
+from training.config.loss import LossTerms
+from training.config.schedule import Schedule
+from training.config.transforms import TransformStep
+from training.config.tree import fields_of
+from training.config.update_rules import UpdateRules
 
 ROOT = Path(__file__).parent.parent.parent
 RUN = ROOT / "training" / "run.py"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.durations import in_steps, read_duration
+from training.config.durations import in_steps, read_duration
 
 COUNTS = st.integers(1, 10**6)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.bootstrap import intervals
-from training.findings_text import UNDEFINED, lines
 from training.objective import Objective
+from training.scores.bootstrap import intervals
+from training.scores.text import UNDEFINED, lines
 from training.tasks.multiclass import multiclass
 from training.tasks.multilabel import multilabel
 from training.tasks.segmentation import segmentation

@@ -1,4 +1,4 @@
-"""The gradient of a global batch is that of the whole batch at once, however many processes and micro-batches."""
+"""The gradient of a global batch is that of the whole batch at once, however it is cut and dealt out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from training.inputs import Normalizer
 from training.reading import batches, open_dataset, training_batches
 from training.state import Progress
 
-# The data set's fixture, and what to learn from it. Small pictures and no BatchNorm: it sees its own micro-batch.
+# The data set's fixture, and what to learn from it. No BatchNorm: it sees its own micro-batch only.
 SIZE = "[{resize_to: {height: 24, width: 24}}]"
 MLP = ["--model.name", "mlp", "--model.arguments", "{height: 24, width: 24, hidden: [16]}"]
 UNET = ["--model.name", "unet", "--model.arguments", "{width: 4, depth: 2, norm: false}"]
@@ -167,7 +167,8 @@ accelerator = Accelerator(cpu=True)
 for number, (root, *words) in enumerate(json.loads(sys.argv[2])):
     asked = here.request_of(root, *words, "--train.micro-batch", "2")
     found, job, share = here.gradient(asked, accelerator)
-    save_file({name: one.clone() for name, one in found.items()}, f"{number}-{accelerator.process_index}.safetensors")
+    copies = {name: one.clone() for name, one in found.items()}
+    save_file(copies, f"{number}-{accelerator.process_index}.safetensors")
 accelerator.wait_for_everyone()
 """
 
@@ -177,7 +178,6 @@ def test_three_uneven_processes_leave_the_gradient_of_the_whole_batch(
     accelerator, execute, tmp_path, request
 ):
     """14 samples are 5 + 5 + 4, in micro-batches of 2: three passes, three, and two."""
-    import json
 
     cases = [[str(request.getfixturevalue(fixture)), *words] for fixture, *words in CASES.values()]
     (tmp_path / "three.py").write_text(THREE)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from data_pipeline.fault import UserError
+from training.config.loss import LossTerms
 from training.inputs import Inputs
-from training.loss_config import LossTerms
 from training.losses import LOSSES, Labels, build_objective, outputs_of
 
 MISSING, IGNORED = -1, 255

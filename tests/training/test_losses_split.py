@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from training.config.loss import LossTerms
 from training.inputs import Inputs
-from training.loss_config import LossTerms
 from training.losses import Labels, build_objective, outputs_of
 
 PROCESSES, MICRO_BATCHES, SAMPLES, FEATURES, CLASSES = 3, 4, 23, 6, 3

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.fault import UserError
-from training.model_config import ModelConfig
+from training.config.model import ModelConfig
 from training.networks.build import build_network, head_names, library_of, network_like
 from training.networks.options import apply_options, checkpoint_activations
 from training.networks.unet import UNet

@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from safetensors.torch import load, save
 
 from training.config import OptimConfig, UserError
+from training.config.update_rules import UpdateRules
 from training.optim import OPTIMIZERS, build_optimizer, load_optimizer_numbers, optimizer_numbers
 from training.parameter_groups import describe_groups, layers_of
 from training.state import load_optimizer, optimizer_tensors, parameter_names
-from training.update_rules import UpdateRules
 
 HEAD = frozenset({"3.weight", "3.bias"})
 

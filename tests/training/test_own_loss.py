@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 
 from data_pipeline.fault import UserError
+from training.config.loss import LossTerms
 from training.inputs import Inputs
-from training.loss_config import LossTerms
 from training.losses import Labels, build_objective
 
 CODE = """

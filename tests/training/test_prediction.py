@@ -21,12 +21,12 @@ from PIL import Image
 from data_pipeline.fault import UserError
 from data_pipeline.index import read_dataset
 from training.command import read_request
-from training.loss_config import LossTerms
+from training.config.loss import LossTerms
 from training.losses import Labels
-from training.mask_names import OVERLAYS, mask_names, mask_of
 from training.prediction import Predictor, predict
-from training.prediction_rows import Column, distinct
-from training.prediction_table import TABLE_FORMATS
+from training.prediction.mask_names import OVERLAYS, mask_names, mask_of
+from training.prediction.rows import Column, distinct
+from training.prediction.table import TABLE_FORMATS
 from training.tasks import make_task
 
 CLASSES = ("cat", "dog, or not", "=owl")

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from data_pipeline.fault import UserError
 from training.networks.build import build_network, head_names
-from training.pretrained import load_pretrained
+from training.networks.pretrained import load_pretrained
 
 UNET = {"encoder_name": "resnet18", "decoder_channels": [16, 8, 8, 4, 4]}
 HEAD = {"fc.weight", "fc.bias"}
@@ -327,7 +327,7 @@ def plant(home, repository, revision, state, config):
 HUB = """
 import json, sys, torch
 from training.networks.build import build_network, head_names
-from training.pretrained import load_pretrained
+from training.networks.pretrained import load_pretrained
 from data_pipeline.fault import UserError
 for name, task, channels, arguments in json.loads(sys.argv[1]):
     asked = {"task": task, "channels": channels, "outputs": 5, "arguments": arguments}

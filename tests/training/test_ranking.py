@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from training.ranking import areas, best_threshold, rank
+from training.scores.ranking import areas, best_threshold, rank
 
 # Few different scores, so that there are ties, and some that differ in the last bit.
 SCORES = st.sampled_from(

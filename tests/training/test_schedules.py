@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torchs
 
 from training.config import OptimConfig, UserError
-from training.schedule_config import Plateau, Schedule
+from training.config.schedule import Plateau, Schedule
 from training.schedules import (
     SCHEDULES,
     PlateauState,

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from training.confusion import MAX_CONFUSION
 from training.objective import Objective
+from training.scores.confusion import MAX_CONFUSION
 from training.tasks.multiclass import multiclass
 from training.tasks.multilabel import multilabel
 from training.tasks.segmentation import said_classes, segmentation

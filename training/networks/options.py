@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from data_pipeline.fault import UserError
-from training.model_config import ModelConfig
+from training.config.model import ModelConfig
 from training.networks.catalogue import smp
 
 

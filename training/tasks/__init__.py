@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from training.loss_config import LossTerms
+from training.config.loss import LossTerms
 from training.losses import Labels, build_objective
 from training.tasks.multiclass import multiclass
 from training.tasks.multilabel import multilabel

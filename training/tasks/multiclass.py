@@ -10,7 +10,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from training.confusion import (
+from training.objective import Objective
+from training.scores.confusion import (
     MAX_CONFUSION,
     ClassCounts,
     class_counts,
@@ -21,7 +22,6 @@ from training.confusion import (
     recall,
     shown,
 )
-from training.objective import Objective
 from training.tasks.task import Findings, Kept, Sums, Tally, Task
 
 TOP = 5

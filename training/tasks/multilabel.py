@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.confusion import ClassCounts, Scores, f1, fraction, mean
 from training.objective import Objective
-from training.ranking import Areas, areas, best_threshold, rank
+from training.scores.confusion import ClassCounts, Scores, f1, fraction, mean
+from training.scores.ranking import Areas, areas, best_threshold, rank
 from training.tasks.task import Findings, Kept, Sums, Tally, Task
 
 DECIDED = 0.5  # the probability from which on a label counts as said, in F1 and exact matches

@@ -10,8 +10,8 @@ from functools import partial
 import torch
 
 from data_pipeline.masks import IGNORED
-from training.confusion import class_counts, f1, fraction, iou, mean, shown
 from training.objective import Objective
+from training.scores.confusion import class_counts, f1, fraction, iou, mean, shown
 from training.tasks.task import Findings, Kept, Sums, Tally, Task
 
 

@@ -31,7 +31,7 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class Findings:
-    """What an evaluation found. None stands for a score that is not defined, such as AUROC of one class only."""
+    """What an evaluation found. None: a score that is not defined, such as AUROC of one class only."""
 
     metrics: dict[str, float | None]
     classes: dict[str, list[float | None]] = field(default_factory=dict)  # score -> [C], of each class

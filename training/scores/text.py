@@ -30,7 +30,7 @@ Row = list[str]
 
 
 def lines(findings: Findings, classes: tuple[str, ...], *, intervals: dict[str, Any] | None) -> list[str]:
-    """The scores of each class, with `intervals` (of training.bootstrap) if any, and the confusion matrix."""
+    """The scores of each class, with `intervals` (of scores.bootstrap) if any, and the confusion matrix."""
     text: list[str] = []
     if findings.classes:
         text += ["", *_class_table(findings, classes, intervals or {})]

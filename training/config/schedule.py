@@ -1,6 +1,6 @@
 """The courses of the learning rate that a recipe may name; training.schedules is what they compute.
 
-Arguments have the names that torch.optim.lr_scheduler gives them; a bare number is optimizer steps, not calls.
+Arguments have the names that torch.optim.lr_scheduler gives them; a bare number is optimizer steps.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_serializer, model_validator
 
-from training.durations import Duration
-from training.tree import Fraction, Rate, Section, Spec
+from training.config.durations import Duration
+from training.config.tree import Fraction, Rate, Section, Spec
 
 Factor = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Divisor = Annotated[float, Field(ge=1, allow_inf_nan=False)]

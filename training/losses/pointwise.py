@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from data_pipeline.torchvision_cpu import declare_missing_operators
-from training.elements import Labels, constant, mean_over_elements, refused
-from training.loss_config import Bce, CrossEntropy, Focal, Weights
+from training.config.loss import Bce, CrossEntropy, Focal, Weights
+from training.losses.elements import Labels, constant, mean_over_elements, refused
 from training.objective import Term
 
 declare_missing_operators()  # for a checkout that runs without being installed

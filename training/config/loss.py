@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_serializer, model_validator
 
-from training.arguments import numbers_read
-from training.tree import Fraction, Rate, Section, Spec
+from training.config.arguments import numbers_read
+from training.config.tree import Fraction, Rate, Section, Spec
 
 Weights = Literal["auto"] | tuple[Rate, ...]
 

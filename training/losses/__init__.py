@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from training.element_losses import bce, cross_entropy, focal
-from training.elements import Labels as Labels
-from training.loss_config import Bce, CrossEntropy, LossTerms
+from training.config.loss import Bce, CrossEntropy, LossTerms
+from training.losses.elements import Labels as Labels
+from training.losses.overlap import dice, iou, tversky
+from training.losses.own import own_loss
+from training.losses.pointwise import bce, cross_entropy, focal
 from training.objective import Objective, Term
-from training.overlap_losses import dice, iou, tversky
-from training.own_loss import own_loss
 
 LOSSES: dict[str, Callable[[Any, Labels], Term]] = {
     "cross_entropy": cross_entropy,

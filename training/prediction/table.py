@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from data_pipeline.fault import UserError
-from training.prediction_rows import Cell, Column
+from training.prediction.rows import Cell, Column
 
 GROUP_ROWS = 65_536  # of a row group of Parquet, at most
 GROUP_CELLS = 1 << 22  # the same, for wide tables: what a process holds in memory

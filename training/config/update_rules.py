@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from training.tree import Section
+from training.config.tree import Section
 
 Betas = tuple[float, float]
 

@@ -21,18 +21,18 @@ from data_pipeline.fault import UserError, first_line
 from data_pipeline.items import utf8
 from data_pipeline.plan import Work, evaluation_work
 from data_pipeline.stream import stream
-from training.augmentation import TransformStep
 from training.command import Request
 from training.config import Config
+from training.config.transforms import TransformStep
 from training.console import Console
 from training.inputs import Normalizer
-from training.predict_inputs import PredictionInputs, open_inputs
-from training.predict_inputs import Predictor as Predictor
-from training.prediction_answers import AnswerMaker, check_asked, make_answers
-from training.prediction_output import Output, find_output, prepare_output
-from training.prediction_rows import Cell, Column, Said, distinct
+from training.prediction.answers import AnswerMaker, check_asked, make_answers
+from training.prediction.inputs import PredictionInputs, open_inputs
+from training.prediction.inputs import Predictor as Predictor
+from training.prediction.output import Output, find_output, prepare_output
+from training.prediction.rows import Cell, Column, Said, distinct
+from training.prediction.views import Asked, ask
 from training.process import agree
-from training.views import Asked, ask
 from training.weights import SavedWeights
 
 

@@ -15,11 +15,11 @@ from data_pipeline.overlay import class_colours
 from data_pipeline.recipe import reader_of
 from data_pipeline.unframing import check_undoable, way_back
 from training.config import Config
-from training.predict_inputs import PredictionInputs, Predictor
-from training.prediction_masks import Paper, mask_columns, mask_said, said_classes, write_mask
-from training.prediction_output import Output
-from training.prediction_rows import Column, Said, class_cells, class_columns, label_cells, label_columns
-from training.views import Answers
+from training.prediction.inputs import PredictionInputs, Predictor
+from training.prediction.masks import Paper, mask_columns, mask_said, said_classes, write_mask
+from training.prediction.output import Output
+from training.prediction.rows import Column, Said, class_cells, class_columns, label_cells, label_columns
+from training.prediction.views import Answers
 
 DECIDED = 0.5  # the probability from which on a label is found where nobody chose another
 

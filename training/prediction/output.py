@@ -12,9 +12,9 @@ from data_pipeline.disk import replace_file
 from data_pipeline.fault import UserError
 from data_pipeline.file_reader import PictureList
 from training.config import Config
-from training.predict_inputs import PredictionInputs, Predictor
-from training.prediction_rows import Column
-from training.prediction_table import TABLE_FORMATS, TableFormat, table_format
+from training.prediction.inputs import PredictionInputs, Predictor
+from training.prediction.rows import Column
+from training.prediction.table import TABLE_FORMATS, TableFormat, table_format
 
 TABLE = "predictions.csv"
 

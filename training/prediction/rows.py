@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.views import Answers
+from training.prediction.views import Answers
 
 Cell = str | float | int | None
 NOT_FINITE = "the network gives numbers that are not finite"

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from training.elements import Labels, along, refused, visible
-from training.loss_config import OwnLoss
+from training.config.loss import OwnLoss
+from training.losses.elements import Labels, along, refused, visible
 from training.objective import Term, mean_term
 from training.plugins import load_plugin
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import model_serializer, model_validator
 
-from training.transform_parameters import (
+from training.config.transform_parameters import (
     Affine,
     ColorJitter,
     Elastic,
@@ -29,7 +29,7 @@ from training.transform_parameters import (
     Sized,
     Solarize,
 )
-from training.tree import Section
+from training.config.tree import Section
 
 
 class TransformStep(Section):

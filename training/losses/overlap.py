@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from training.elements import Labels, along, refused, visible
-from training.loss_config import Dice, Iou, Overlap, Tversky
+from training.config.loss import Dice, Iou, Overlap, Tversky
+from training.losses.elements import Labels, along, refused, visible
 from training.objective import Term
 
 AreaLosses = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # areas [K] -> losses [K]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.ranking import Areas, areas, rank
+from training.scores.ranking import Areas, areas, rank
 from training.tasks.task import Kept
 
 BOUNDS = (2.5, 97.5)  # percent

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from training.durations import Duration
-from training.schedule_config import Schedule
-from training.tree import Fraction, Rate, Section
+from training.config.durations import Duration
+from training.config.schedule import Schedule
+from training.config.tree import Fraction, Rate, Section
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

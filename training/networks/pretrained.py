@@ -15,7 +15,7 @@ from training.networks.first_convolution import first_convolution
 from training.networks.fitting import Fitting, fit
 from training.networks.published import Published, published_weights
 from training.networks.spec import read_spec
-from training.torch_files import read_weights_file
+from training.networks.torch_files import read_weights_file
 
 OPTION = "model.pretrained"
 REFUSED_LINES, REPORT_LINES = 50, 6

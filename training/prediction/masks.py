@@ -17,9 +17,9 @@ from PIL import Image as PillowImage
 from data_pipeline.batch import Image
 from data_pipeline.overlay import laid_over
 from data_pipeline.unframing import Back
-from training.mask_names import OVERLAYS
-from training.prediction_rows import Cell, Column, Said, not_finite, numbers
-from training.views import Answers
+from training.prediction.mask_names import OVERLAYS
+from training.prediction.rows import Cell, Column, Said, not_finite, numbers
+from training.prediction.views import Answers
 
 
 class Paper(NamedTuple):

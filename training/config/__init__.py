@@ -15,15 +15,15 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from data_pipeline.fault import UserError as UserError
 from data_pipeline.fault import fatal_line as fatal_line
 from data_pipeline.fault import user_error_text as user_error_text
-from training.data_config import EMBEDDED_DIGITS as EMBEDDED_DIGITS
-from training.data_config import DataConfig
-from training.loss_config import LossTerms
-from training.model_config import ModelConfig
-from training.optim_config import OptimConfig
-from training.tree import Section, fields_of, free
+from training.config.data import EMBEDDED_DIGITS as EMBEDDED_DIGITS
+from training.config.data import DataConfig
+from training.config.loss import LossTerms
+from training.config.model import ModelConfig
+from training.config.optim import OptimConfig
+from training.config.tree import Section, fields_of, free
 
 LANES_AT_MOST = 8
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 class TrainConfig(Section):
@@ -102,7 +102,7 @@ class PredictConfig(Section):
     source: str | None = free(None)
     """a data set, a folder of pictures, a picture, or a list of them: .txt, or .csv with a column of paths"""
     out: str | None = free(None)
-    """a .csv, .jsonl or .parquet file; masks: a folder; default: predictions.csv or predictions/ of the run"""
+    """a .csv, .jsonl or .parquet file; masks: a folder; default: predictions.csv or predictions/ in RUN"""
     split: str | None = free(None)
     """split of a data set; default: data.val_split"""
     top_k: NonNegativeInt = free(0)

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator
 
-from training.arguments import numbers_read
-from training.durations import Duration
-from training.tree import Section, free
+from training.config.arguments import numbers_read
+from training.config.durations import Duration
+from training.config.tree import Section, free
 
 
 class ModelConfig(Section):

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from training.augmentation import TransformStep
-from training.tree import Fraction, Section, free
+from training.config.transforms import TransformStep
+from training.config.tree import Fraction, Section, free
 
 EMBEDDED_DIGITS = "embedded:digits"
 Level = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

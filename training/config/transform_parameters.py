@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from training.tree import Fraction, Rate, Section
+from training.config.tree import Fraction, Rate, Section
 
 
 def _within(least: float, most: float) -> AfterValidator:

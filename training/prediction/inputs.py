@@ -22,7 +22,7 @@ from data_pipeline.store import Store, load_dataset
 from data_pipeline.unframing import fixes_size
 from data_pipeline.urls import check_url, is_remote, local_path
 from training.config import EMBEDDED_DIGITS, Config
-from training.mask_names import mask_names
+from training.prediction.mask_names import mask_names
 from training.tasks.task import Task
 
 
