@@ -32,6 +32,8 @@ def rehearse(request: Request, accelerator: Accelerator, dataset: DatasetIndex) 
     parameters = sum(parameter.numel() for parameter in job.network.parameters())
     modules = len(list(job.network.modules()))
     say(f"\nnetwork   {config.model.name}: {parameters:,} parameters in {modules} modules")
+    for line in job.loaded.lines() if job.loaded else []:
+        say(f"          {line}")
     for line in describe_groups(job.optimizer):
         say(f"learns    {line}")
     dropped = plan.samples - plan.steps_per_epoch * plan.global_batch

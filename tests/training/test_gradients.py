@@ -32,6 +32,7 @@ CASES = {
     ],
     "mixed classes": ["photo_dataset", *MLP, "--data.mixup", "1", "--data.cutmix", "1"],
     "labels": ["multilabel_dataset", "--task", "multilabel", *MLP],
+    "mixed labels": ["multilabel_dataset", "--task", "multilabel", *MLP, "--data.mixup", "1"],
     "labels by frequency": [
         *("multilabel_dataset", "--task", "multilabel", *MLP),
         *("--loss", "{bce: {weight: 0.7, pos_weight: auto}, focal: 0.3}"),

@@ -145,15 +145,17 @@ def workload(once, typed, commands):
     """`workload(recipe, raw)`: a folder where all that the recipe's header says has been typed, once.
 
     Trained on two processes (train.txt is what it said); evaluated and predicted on one and on two, whose
-    results are in one/ and two/. runs/alone is the beginning of the same training on one process.
+    results are in one/ and two/. runs/alone is the beginning of the same training on one process. Flags go
+    behind the commands of their name; the commands of `also` come after that to pack.
     """
 
-    def get(recipe, raw, *, train=(), alone=()):
+    def get(recipe, raw, *, train=(), alone=(), evaluate=(), also=()):
         def make(folder):
             for given in raw.iterdir():
                 (folder / given.name).symlink_to(given)
             said, run = commands(recipe), folder / "runs" / recipe
-            typed(said["pack"], folder=folder)
+            for command in (said["pack"], *also):
+                typed(command, folder=folder)
             train_flags = [*train, "--debug.batch-digest", "pixels"]
             (folder / "train.txt").write_text(typed(said["train"], *train_flags, folder=folder, processes=2))
             beginning = [*train_flags, "--train.max-steps", 2, "--run-dir", "runs/alone", *alone]
@@ -161,7 +163,7 @@ def workload(once, typed, commands):
             for name, processes in {"one": 1, "two": 2}.items():
                 place = folder / name
                 place.mkdir()
-                out = typed(said["evaluate"], folder=folder, processes=processes)
+                out = typed(said["evaluate"], *evaluate, folder=folder, processes=processes)
                 (place / "evaluate.txt").write_text(out)
                 shutil.move(run / "weights" / "best.evaluation.json", place / "evaluation.json")
                 typed(said["predict"], folder=folder, processes=processes)

@@ -21,6 +21,14 @@ def truth(rows, findings):
     return {row["image"]: row for row in rows(findings / "findings.csv")}
 
 
+@pytest.fixture(scope="module")
+def logits(folder, typed, commands, rows):
+    """Of the packed scans, which come in the same batches: another cut changes the last bits."""
+    packed = ["--predict.source", f"data/{RECIPE}", "--predict.scores", "logits", "--predict.out", "val.csv"]
+    typed(commands(RECIPE)["predict"], *packed, folder=folder)
+    return rows(folder / "val.csv")
+
+
 def test_a_mean_auroc_of_0_98_is_reached(folder, evaluation):
     found = evaluation(folder)
     assert found["metrics"]["auroc"] >= 0.98
@@ -39,13 +47,8 @@ def test_the_loss_is_printed_at_every_step(folder, records):
     assert all(" loss 0." in line for line in said)
 
 
-def test_scores_of_each_label_are_those_of_scikit_learn_on_the_predictions(
-    folder, typed, commands, evaluation, rows, truth
-):
-    """On the data set, so that pictures come in the same batches: another cut changes the last bits."""
-    packed = ["--predict.source", f"data/{RECIPE}", "--predict.scores", "logits", "--predict.out", "val.csv"]
-    typed(commands(RECIPE)["predict"], *packed, folder=folder)
-    said, found = rows(folder / "val.csv"), evaluation(folder)
+def test_scores_of_each_label_are_those_of_scikit_learn_on_the_predictions(folder, logits, evaluation, truth):
+    said, found = logits, evaluation(folder)
     assert [row["error"] for row in said] == [""] * found["certificate"]["expected"]
     pictures = {name.rsplit(".", 1)[0]: row for name, row in truth.items()}
     for name, score in {"auroc": roc_auc_score, "average_precision": average_precision_score}.items():

@@ -12,7 +12,13 @@ RECIPE = "em_borders"
 
 @pytest.fixture(scope="module")
 def folder(workload, membranes):
-    return workload(RECIPE, membranes, train=["--train.max-steps", 7])
+    return workload(
+        RECIPE,
+        membranes,
+        train=["--train.max-steps", 7],
+        evaluate=["--data.root", "data/slices"],
+        also=["lockstep pack slices data/slices --masks truth --val-fraction 0"],
+    )
 
 
 def values(path):
@@ -31,7 +37,7 @@ def test_the_lowest_training_loss_chooses_the_best_weights(folder, records):
     assert records(folder / "runs" / RECIPE, "eval") == []
 
 
-def test_every_test_image_has_a_mask_of_its_size_in_black_and_white(folder):
+def test_every_test_image_has_a_mask_of_its_size_in_black_and_white(folder, evaluation):
     found, true = [], []
     for path in sorted((folder / "slices").glob("*.png")):
         found.append(values(folder / "two" / "predictions" / path.name))
@@ -41,5 +47,7 @@ def test_every_test_image_has_a_mask_of_its_size_in_black_and_white(folder):
         assert (folder / "two" / "predictions" / "overlays" / path.name).exists()
     assert len(found) == 5
     found, true = np.stack(found) > 0, np.stack(true) > 0
+    dice = 2 * (found & true).sum() / (found.sum() + true.sum())
     everything = 2 * true.sum() / (true.sum() + true.size)
-    assert 2 * (found & true).sum() / (found.sum() + true.sum()) > everything + 0.1
+    assert dice > everything + 0.1
+    assert evaluation(folder)["metrics"]["dice"] == pytest.approx(dice, abs=1e-6)

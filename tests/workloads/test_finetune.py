@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 RECIPE = "finetune"
 SMALL = {
-    "--data.train-transforms": "[{random_resized_crop: {size: 64, scale: [0.35, 1.0]}}, {horizontal_flip: {}}]",
+    "--data.train-transforms": "[{random_resized_crop: {size: 64, scale: [0.4, 1]}}, {horizontal_flip: {}}]",
     "--data.eval-transforms": "[{resize: {size: 72}}, {center_crop: {size: 64}}]",
 }
 
