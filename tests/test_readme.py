@@ -1,5 +1,6 @@
 """Everything that the README tells a newcomer to type, typed as it stands there."""
 
+import csv
 import io
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
+import yaml
 from PIL import Image
 
 from data_pipeline.index import read_dataset
@@ -89,6 +91,19 @@ def test_a_users_own_pictures_go_from_a_folder_to_an_evaluation(clone):
     assert (clone / "data/photos/samples.png").exists()
     assert (clone / "runs/photos/weights/best.safetensors").exists()
     assert re.search(r"^accuracy +[01]\.[0-9]+$", output, re.MULTILINE)
+    with (clone / "runs/photos/predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 40
+    assert {row["prediction"] for row in rows} <= {"coffee", "chelsea"}
+
+
+def test_the_flags_that_change_a_recipe_do_so(clone):
+    configurations = typed(block("sh", "--model.name smp/Unet"), clone).split("\ntask: ")
+    first, second = (yaml.safe_load(f"task: {text.removeprefix('task: ')}") for text in configurations)
+    assert (first["loss"]["bce"]["weight"], first["loss"]["dice"]["weight"]) == (0.5, 0.5)
+    assert first["model"]["arguments"] == {"encoder_name": "resnet18"}
+    assert second["model"]["pretrained"] == "weights.pth"
+    assert second["optim"]["schedule"]["step"]["step_size"] == "2ep"
 
 
 @pytest.mark.slow

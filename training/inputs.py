@@ -31,11 +31,20 @@ class Normalizer:
     """Subtracts the mean and divides by the deviation of pixels in 0..1, per channel, on the device.
 
     Two separately rounded operations, not one fused: the pixels are then the same bits on every device and
-    for every size of a micro-batch.
+    for every size of a micro-batch. With `channels_last` they lie in memory as they came, which is what
+    convolutions in that layout want.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        *,
+        channels_last: bool = False,
+    ) -> None:
         self._device = device
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._mean = (torch.tensor(mean, device=device) * 255).view(1, -1, 1, 1)
         self._std = (torch.tensor(std, device=device) * 255).view(1, -1, 1, 1)
 
@@ -61,7 +70,7 @@ class Normalizer:
 
     def normalised(self, inputs: Inputs) -> Inputs:
         """What the model gets of `moved` inputs."""
-        images = inputs.images.permute(0, 3, 1, 2).float().contiguous()
+        images = inputs.images.permute(0, 3, 1, 2).float().contiguous(memory_format=self._layout)
         return inputs._replace(images=images.sub_(self._mean).div_(self._std))
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from data_pipeline.plan import Plan
 from training.command import Request
 from training.config import Config
 from training.freezing import Freezing, apply_freezing, train_mode
-from training.inputs import pixel_statistics
+from training.inputs import Normalizer, pixel_statistics
 from training.losses import Labels
 from training.networks.pretrained import LoadReport
 from training.schedules import RunLength, rate_at
@@ -66,6 +66,12 @@ class Job:
     def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation per channel of pixels scaled to 0..1."""
         return pixel_statistics(self.config, self.dataset)
+
+    @cached_property
+    def normalizer(self) -> Normalizer:
+        """Makes the network's inputs of batches."""
+        layout = self.config.model.channels_last
+        return Normalizer(*self.pixel_statistics, self.accelerator.device, channels_last=layout)
 
     @cached_property
     def head_parameters(self) -> list[torch.nn.Parameter]:

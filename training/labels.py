@@ -30,7 +30,7 @@ def learned_labels(config: Config, dataset: DatasetIndex) -> Labels:
 
 
 def _weighs_by_frequency(config: Config) -> bool:
-    return config.loss is not None and config.loss.bce is not None and config.loss.bce.pos_weight == "auto"
+    return config.loss.bce is not None and config.loss.bce.pos_weight == "auto"
 
 
 def _known_negatives(config: Config, dataset: DatasetIndex) -> tuple[int, ...]:

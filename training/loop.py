@@ -35,7 +35,7 @@ def train(job: Job, start: Start, place: Place) -> None:
 
 
 def _train_steps(job: Job, recorder: Recorder, flag: StopFlag, place: Place, steps: range) -> None:
-    normalize = Normalizer(*job.pixel_statistics, job.accelerator.device)
+    normalize = job.normalizer
     stream = training_batches(job.config, job.dataset, job.plan, job.accelerator, steps=steps)
     first = next(stream)
     job.learn()
@@ -114,8 +114,8 @@ def _evaluate(job: Job, recorder: Recorder) -> bool:
     job.progress.evaluated = job.progress.step
     if job.config.data.val_split is None:
         return recorder.epoch()
-    normalize = Normalizer(*job.pixel_statistics, job.accelerator.device)
+    network, task, normalize = job.scored, job.task, job.normalizer
     scores = evaluate(
-        job.scored, job.task, job.config, job.dataset, accelerator=job.accelerator, normalize=normalize
+        network, task, job.config, job.dataset, accelerator=job.accelerator, normalize=normalize
     )
     return recorder.evaluation(scores)

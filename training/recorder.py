@@ -101,7 +101,7 @@ class Recorder:
         """The loss of a global batch and, where it is a sum of several, a field with each of them."""
         objective, spec = self._job.task.objective, self._job.config.loss
         vector = torch.tensor(sums, dtype=torch.float64)
-        names = [] if spec is None else [*spec.terms, *spec.own]
+        names = [*spec.terms, *spec.own]
         values = dict(zip(names, map(float, objective.values(vector)), strict=False))
         return float(objective.value(vector)), {"losses": values} if len(values) > 1 else {}
 
@@ -225,7 +225,9 @@ class Recorder:
             say(f"learns    {line}")
         say(f"data      {config.data.location}, {training:,} samples to learn from, {held_out:,} held out")
         kind = "grey" if job.dataset.channels == 1 else "colour"
-        say(f"task      {config.task}, {len(job.dataset.classes)} classes, {kind} pictures")
+        what = "labels" if config.task == "multilabel" else "classes"
+        losses = " + ".join([*config.loss.terms, *config.loss.own])
+        say(f"task      {config.task}, {len(job.dataset.classes)} {what}, {kind} pictures, loss {losses}")
         say(
             f"machine   {processes} process{'es' * (processes > 1)} on {job.accelerator.device.type}, "
             f"{config.data.workers} reader {config.data.worker_kind} each"

@@ -14,7 +14,6 @@ from training.command import Request
 from training.console import Console
 from training.counts import SharedSums
 from training.gradients import accumulate
-from training.inputs import Normalizer
 from training.parameter_groups import describe_groups
 from training.reading import training_batches
 from training.state import Progress
@@ -28,7 +27,7 @@ def rehearse(request: Request, accelerator: Accelerator, dataset: DatasetIndex) 
     say = Console(active=accelerator.is_main_process, every_seconds=1).say
     say(config.as_yaml().rstrip())
     job = assemble(request, accelerator, dataset, checkpoint=None, progress=Progress())
-    plan, normalize = job.plan, Normalizer(*job.pixel_statistics, accelerator.device)
+    plan, normalize = job.plan, job.normalizer
     parameters = sum(parameter.numel() for parameter in job.network.parameters())
     modules = len(list(job.network.modules()))
     say(f"\nnetwork   {config.model.name}: {parameters:,} parameters in {modules} modules")

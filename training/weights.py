@@ -120,7 +120,7 @@ def _built(about: dict[str, Any]) -> tuple[torch.nn.Module, Task]:
         positives=tuple(counts["positives"]),
         negatives=tuple(counts["negatives"]),
     )
-    loss = None if about["loss"] is None else LossTerms.model_validate(about["loss"])
+    loss = LossTerms.model_validate(about["loss"])
     network = network_like(made_for, task=labels.task, outputs=labels.outputs)
     return network, make_task(labels, loss)
 

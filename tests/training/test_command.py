@@ -257,6 +257,14 @@ def test_a_loss_is_a_name_or_a_sum_of_names_and_import_paths():
     assert (loss.own["mine:Loss"].weight, loss.own["mine:Loss"].arguments) == (2, {"k": 3})
 
 
+def test_the_loss_that_nobody_names_is_that_of_the_task():
+    assert list(read_request([]).config.loss.terms) == ["cross_entropy"]
+    assert list(read_request(["--task", "multilabel"]).config.loss.terms) == ["bce"]
+    assert list(read_request(["--task", "segmentation", "--loss", "none"]).config.loss.terms) == [
+        "cross_entropy"
+    ]
+
+
 def test_a_run_without_a_validation_split_is_written_as_none():
     assert read_request(["--data.val-split", "none"]).config.data.val_split is None
 

@@ -52,7 +52,8 @@ def network():
 
 @pytest.fixture
 def task(digits):
-    return make_task(learned_labels(config_of(digits), read_dataset(digits)), None)
+    config = config_of(digits)
+    return make_task(learned_labels(config, read_dataset(digits)), config.loss)
 
 
 def test_the_scores_are_those_of_the_whole_split_at_once(digits, accelerator, network, task):
@@ -125,7 +126,7 @@ with torch.no_grad():
     for tensor in network.state_dict().values():
         tensor += rank  # weights, running statistics and the count of batches all differ
 config, dataset = config_of(sys.argv[1], "--eval.batch", "50"), read_dataset(Path(sys.argv[1]))
-task = make_task(learned_labels(config, dataset), None)
+task = make_task(learned_labels(config, dataset), config.loss)
 scores = scores_of(network, task, config, dataset, accelerator)
 Path(f"scores-{rank}.json").write_text(json.dumps(scores.as_json()))
 accelerator.wait_for_everyone()
@@ -142,7 +143,7 @@ def test_three_processes_whose_networks_drifted_apart_score_that_of_process_zero
     assert done.returncode == 0, done.stderr
     found = [json.loads((tmp_path / f"scores-{rank}.json").read_text()) for rank in range(3)]
     config, dataset = config_of(digits, "--eval.batch", "50"), read_dataset(digits)
-    task = make_task(learned_labels(config, dataset), None)
+    task = make_task(learned_labels(config, dataset), config.loss)
     alone = scores_of(network, task, config, dataset, accelerator).as_json()
     assert found[0]["certificate"] == alone["certificate"]
     assert found[0]["metrics"]["accuracy"] == alone["metrics"]["accuracy"]

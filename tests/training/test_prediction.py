@@ -35,8 +35,9 @@ CROP = (("resized_center_crop", {"size": 24, "shorter": 28}),)
 
 
 def task_of(kind, classes, outputs):
-    loss = LossTerms.model_validate({"bce": 1.0}) if outputs == 1 else None
-    return make_task(Labels(kind, classes, outputs, (1,) * classes, (1,) * classes), loss)
+    loss = "bce" if outputs == 1 or kind == "multilabel" else "cross_entropy"
+    labels = Labels(kind, classes, outputs, (1,) * classes, (1,) * classes)
+    return make_task(labels, LossTerms.model_validate(loss))
 
 
 def classifier_of(kind="multiclass", classes=CLASSES, *, seed=0, **how):

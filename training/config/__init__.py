@@ -122,7 +122,7 @@ class Config(Section):
 
     task: Literal["multiclass", "multilabel", "segmentation"] = "multiclass"
     """what is learned; must be the data set's task"""
-    loss: LossTerms | None = None
+    loss: LossTerms = LossTerms.model_validate("cross_entropy")
     """a loss or a weighted sum, such as {bce: 0.5, dice: 0.5}; default: cross_entropy; multilabel: bce"""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """fixes the order of samples, their augmentation and the initial weights"""
@@ -136,6 +136,13 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
     debug: DebugConfig = DebugConfig()
     predict: PredictConfig = PredictConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _loss_of_the_task(cls, written: Any) -> Any:
+        if not isinstance(written, dict) or written.get("loss") not in (None, "none"):
+            return written
+        return {**written, "loss": "bce" if written.get("task") == "multilabel" else "cross_entropy"}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:

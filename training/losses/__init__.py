@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from training.config.loss import Bce, CrossEntropy, LossTerms
+from training.config.loss import LossTerms
 from training.losses.elements import Labels as Labels
 from training.losses.overlap import dice, iou, tversky
 from training.losses.own import own_loss
@@ -22,18 +22,14 @@ LOSSES: dict[str, Callable[[Any, Labels], Term]] = {
 }
 
 
-def outputs_of(task: str, classes: int, spec: LossTerms | None) -> int:
+def outputs_of(task: str, classes: int, spec: LossTerms) -> int:
     """Channels of the network's output: one where bce tells two classes of pixels apart, else one a class."""
-    yes_or_no = task == "segmentation" and classes == 2 and spec is not None and spec.bce is not None
+    yes_or_no = task == "segmentation" and classes == 2 and spec.bce is not None
     return 1 if yes_or_no else classes
 
 
-def build_objective(spec: LossTerms | None, labels: Labels) -> Objective:
-    """The weighted sum that `spec` names, or the task's usual loss; CONFIG where one does not fit it."""
-    if spec is None:
-        spec = (
-            LossTerms(bce=Bce()) if labels.task == "multilabel" else LossTerms(cross_entropy=CrossEntropy())
-        )
+def build_objective(spec: LossTerms, labels: Labels) -> Objective:
+    """The weighted sum that `spec` names; CONFIG where a loss does not fit the task."""
     ours = [(term.weight, LOSSES[name](term, labels)) for name, term in spec.terms.items()]
     own = [(term.weight, own_loss(path, term, labels)) for path, term in spec.own.items()]
     return Objective((*ours, *own))

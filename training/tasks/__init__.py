@@ -18,6 +18,6 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def make_task(labels: Labels, loss: LossTerms | None) -> Task:
+def make_task(labels: Labels, loss: LossTerms) -> Task:
     """The task that labels are of, with the loss that is asked for; CONFIG where they do not go together."""
     return TASKS[labels.task](labels.classes, outputs=labels.outputs, objective=build_objective(loss, labels))
