@@ -10,7 +10,6 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from data_pipeline.fault import UserError, first_line
-from training.config.arguments import numbers_read
 from training.config.durations import in_steps
 from training.config.optim import OptimConfig
 from training.config.schedule import (
@@ -186,7 +185,7 @@ def own(path: str, spec: OwnSchedule, at: Course) -> float:
     """What a function of the user's gives; CONFIG where that is no rate."""
     rate = load_plugin(path, option="--optim.schedule")
     try:
-        found = rate(at.step, steps=at.steps, lr=at.peak, **numbers_read(spec.arguments))
+        found = rate(at.step, steps=at.steps, lr=at.peak, **spec.arguments)
         if isinstance(found, bool) or not isinstance(found, Real) or not 0 <= float(found) < math.inf:
             raise ValueError(f"gives {found!r}, which is no finite number from 0 up")
     except Exception as error:

@@ -405,12 +405,11 @@ def test_the_loss_of_plain_classes_is_that_of_torch_to_the_last_bit():
 
 def test_what_must_be_known_of_the_global_batch_is_as_little_as_can_be():
     def needs(task, spec, outputs=None):
-        terms = None if spec is None else LossTerms.model_validate(spec)
-        return build_objective(terms, labels_of(task, 2, outputs)).needs
+        return build_objective(LossTerms.model_validate(spec), labels_of(task, 2, outputs)).needs
 
-    assert needs("multiclass", None) == needs("multiclass", "focal") == "nothing"
+    assert needs("multiclass", "cross_entropy") == needs("multiclass", "focal") == "nothing"
     assert needs("multiclass", {"cross_entropy": {"class_weights": [1, 2]}}) == "targets"
-    assert needs("multilabel", None) == needs("segmentation", None) == "targets"
+    assert needs("multilabel", "bce") == needs("segmentation", "cross_entropy") == "targets"
     assert needs("segmentation", "dice") == needs("segmentation", {"bce": 1, "iou": 1}, 1) == "outputs"
 
 

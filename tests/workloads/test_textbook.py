@@ -1,4 +1,4 @@
-"""The textbook's set-up: a perceptron on small digits, and a UNet for two classes with Dice over a test set."""
+"""The textbook's set-up: a perceptron on small digits, and a UNet with Dice over a test set."""
 
 from __future__ import annotations
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_serializer, model_validator
+from pydantic import Field, model_serializer, model_validator
 
-from training.config.arguments import numbers_read
-from training.config.tree import Fraction, Rate, Section, Spec
+from training.config.tree import Fraction, Own, Rate, Section, Spec
 
 Weights = Literal["auto"] | tuple[Rate, ...]
 
@@ -74,15 +73,8 @@ class Tversky(Overlap):
     """the loss is raised to this power"""
 
 
-class OwnLoss(Weighted):
-    """A loss of the user's, by import path; further names are its arguments."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the function, or of the class's constructor."""
-        return {name: numbers_read(value) for name, value in (self.model_extra or {}).items()}
+class OwnLoss(Weighted, Own):
+    """A loss of the user's, a function or a class; further names are its arguments, or its constructor's."""
 
 
 class LossTerms(Spec):
@@ -96,21 +88,11 @@ class LossTerms(Spec):
     tversky: Tversky | None = None
     own: dict[str, OwnLoss] = Field(default_factory=dict)
 
-    @model_validator(mode="before")
     @classmethod
-    def _short_forms(cls, written: Any) -> Any:
-        if isinstance(written, str):
-            written = {written: {}}
-        if not isinstance(written, dict):
-            return written
-        terms: dict[str, Any] = {}
-        own: dict[str, Any] = {}
-        for name, value in written.items():
-            spec = (
-                {} if value is None else {"weight": value} if isinstance(value, int | float | str) else value
-            )
-            (own if ":" in str(name) else terms)[name] = spec
-        return {**terms, "own": own} if own else terms
+    def arguments_of(cls, written: Any) -> Any:
+        """A number alone is the weight."""
+        number = isinstance(written, int | float | str)
+        return {"weight": written} if number else super().arguments_of(written)
 
     @model_validator(mode="after")
     def _at_least_one(self) -> LossTerms:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_serializer, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_serializer, model_validator
 
 from training.config.durations import Duration
-from training.config.tree import Fraction, Rate, Section, Spec
+from training.config.tree import Fraction, Own, Rate, Section, Spec
 
 Factor = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Divisor = Annotated[float, Field(ge=1, allow_inf_nan=False)]
@@ -119,15 +119,8 @@ class Plateau(Section):
     """the rate does not fall below"""
 
 
-class OwnSchedule(Section):
+class OwnSchedule(Own):
     """A function of the user's: `rate(step, *, steps, lr, **arguments)`, step from 0 after the warm-up."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Further keyword arguments of the function."""
-        return dict(self.model_extra or {})
 
 
 class Schedule(Spec):
@@ -144,17 +137,6 @@ class Schedule(Spec):
     one_cycle: OneCycle | None = None
     plateau: Plateau | None = None
     own: dict[str, OwnSchedule] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_forms(cls, written: Any) -> Any:
-        if isinstance(written, str):
-            written = {written: {}}
-        if not isinstance(written, dict):
-            return written
-        specs = {name: {} if spec is None else spec for name, spec in written.items()}
-        own = {name: specs.pop(name) for name in list(specs) if ":" in str(name)}
-        return {**specs, "own": own} if own else specs
 
     @model_validator(mode="after")
     def _one(self) -> Schedule:
