@@ -48,10 +48,7 @@ def accumulate(job: Job, normalize: Normalizer, batches: Iterator[Batch], step: 
 def _take_as_they_come(
     job: Job, normalize: Normalizer, batches: Iterator[Batch], first: Batch, share: Share
 ) -> None:
-    objective = job.task.objective
-    slopes = objective.slopes(objective.known_counts(job.config.train.global_batch))
-    slopes = slopes.to(job.accelerator.device)
-    batch = first
+    batch, slopes = first, job.known_slopes
     while True:
         inputs = normalize(batch)
         _digest(job, batch, inputs, share)

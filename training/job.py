@@ -74,6 +74,12 @@ class Job:
         return Normalizer(*self.pixel_statistics, self.accelerator.device, channels_last=layout)
 
     @cached_property
+    def known_slopes(self) -> torch.Tensor:
+        """The objective's slopes where they are the same for every global batch."""
+        objective, samples = self.task.objective, self.config.train.global_batch
+        return objective.slopes(objective.known_counts(samples)).to(self.accelerator.device)
+
+    @cached_property
     def head_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that make the outputs."""
         return [parameter for name, parameter in self.network.named_parameters() if name in self.head]

@@ -154,7 +154,7 @@ def _pass(job: _Pass, output: Output, columns: list[Column]) -> _Done:
                 said = job.maker.said(batch, ask(network, job.saved.task, images, accelerator, asked))
             part.write(_rows(batch, said, len(columns)))
             rows, broken = rows + len(batch.keys), broken + len(batch.blank)
-            if time.monotonic() - told >= config.log.every_seconds:
+            if time.monotonic() - told >= max(1.0, config.log.every_seconds):
                 told = time.monotonic()
                 job.console.say(
                     f"          {rows:,} pictures, batch {batch.work.piece + 1:,} of {batch.work.pieces:,}"

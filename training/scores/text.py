@@ -96,7 +96,7 @@ def _cell(name: str, score: float | None, bounds: list[float] | None) -> str:
     if name == "positives":
         return f"{score:.0f}"
     if name == "threshold":
-        return f"{score:.3g}"
+        return f"{score:.3f}" if score >= 0.001 else f"{score:.1e}"
     return f"{score:.3f}" + ("" if bounds is None else f" [{bounds[0]:.3f}, {bounds[1]:.3f}]")
 
 
