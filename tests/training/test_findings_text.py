@@ -24,8 +24,8 @@ def test_a_label_has_its_scores_with_intervals_and_the_reason_why_one_is_undefin
     assert lines(findings, ("mass", "[red]nodule[/]"), intervals=found) == [
         "",
         "class                           auroc      f1   positives   threshold",
-        "mass             0.800 [0.710, 0.860]   0.500          12        0.25",
-        "[red]nodule[/]              undefined   0.500           0         0.5",
+        "mass             0.800 [0.710, 0.860]   0.500          12       0.250",
+        "[red]nodule[/]              undefined   0.500           0       0.500",
         "mean             0.800 [0.700, 0.875]",
         "",
         "in brackets: 95 % intervals, by bootstrap",

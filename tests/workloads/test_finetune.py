@@ -20,7 +20,7 @@ def folder(workload, photographs_by_class):
     return workload(
         RECIPE,
         photographs_by_class,
-        train=[*flags, "--model.pretrained", "resnet18.pth"],
+        train=[*flags, "--model.pretrained", "resnet18.pth", "--train.epochs", 5],
         alone=["--model.pretrained", "resnet18.safetensors"],
     )
 
