@@ -469,7 +469,7 @@ STATEFUL = {
     "averaged, thawing, falling at a plateau": [
         *("--train.ema", 0.9, "--model.freeze", "[conv1, layer1]", "--model.unfreeze", "{layer1: 9st}"),
         *("--optim.schedule", "{plateau: {patience: 0, factor: 0.5, threshold: 1, threshold_mode: abs}}"),
-        *("--optim.name", "nadam", "--optim.warmup", 0),
+        *("--optim.name", "nadam", "--optim.warmup", 0, "--train.precision", "bf16"),
     ],
     "without a validation split": [
         "--data.val-split",
