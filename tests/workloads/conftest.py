@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,31 +138,38 @@ def commands():
 def workload(once, typed, commands):
     """`workload(recipe, raw)`: a folder where all that the recipe's header says has been typed, once.
 
-    Trained on two processes (train.txt is what it said); evaluated and predicted on one and on two, whose
-    results are in one/ and two/. runs/alone is the beginning of the same training on one process. Flags go
-    behind the commands of their name; the commands of `also` come after that to pack.
+    Trained on two processes (train.txt is what it said); then evaluated and predicted on one in the folder
+    one/, and on two in two/, both with that run. runs/alone is the beginning of the same training on one
+    process. Flags go behind the commands of their name; the commands of `also` come after that to pack.
     """
 
-    def get(recipe, raw, *, train=(), alone=(), evaluate=(), also=()):
+    def get(recipe, raw, *, train=(), alone=(), evaluate=(), predict=(), also=()):
+        said = commands(recipe)
+
+        def use(place, processes):
+            out = typed(said["evaluate"], *evaluate, folder=place, processes=processes)
+            (place / "evaluate.txt").write_text(out)
+            typed(said["predict"], *predict, folder=place, processes=processes)
+
         def make(folder):
             for given in raw.iterdir():
                 (folder / given.name).symlink_to(given)
-            said, run = commands(recipe), folder / "runs" / recipe
             for command in (said["pack"], *also):
                 typed(command, folder=folder)
-            train_flags = [*train, "--debug.batch-digest", "pixels"]
-            (folder / "train.txt").write_text(typed(said["train"], *train_flags, folder=folder, processes=2))
-            beginning = [*train_flags, "--train.max-steps", 2, "--run-dir", "runs/alone", *alone]
-            typed(said["train"], *beginning, folder=folder)
-            for name, processes in {"one": 1, "two": 2}.items():
-                place = folder / name
-                place.mkdir()
-                out = typed(said["evaluate"], *evaluate, folder=folder, processes=processes)
-                (place / "evaluate.txt").write_text(out)
-                shutil.move(run / "weights" / "best.evaluation.json", place / "evaluation.json")
-                typed(said["predict"], folder=folder, processes=processes)
-                (written,) = run.glob("predictions*")
-                shutil.move(written, place / written.name)
+            flags = [*train, "--debug.batch-digest", "pixels"]
+            (folder / "train.txt").write_text(typed(said["train"], *flags, folder=folder, processes=2))
+            for name in ("one", "two"):
+                (folder / name).mkdir()
+                for given in (folder / "data", *raw.iterdir()):
+                    (folder / name / given.name).symlink_to(given)
+                shutil.copytree(folder / "runs", folder / name / "runs")
+            # At the same time: most of it is the start of Python.
+            with ThreadPoolExecutor() as threads:
+                jobs = [threads.submit(use, folder / "one", 1), threads.submit(use, folder / "two", 2)]
+                beginning = [*flags, "--train.max-steps", 2, "--run-dir", "runs/alone", *alone]
+                jobs.append(threads.submit(typed, said["train"], *beginning, folder=folder))
+                for job in jobs:
+                    job.result()
 
         return once(recipe, make)
 
@@ -169,11 +177,25 @@ def workload(once, typed, commands):
 
 
 @pytest.fixture(scope="session")
-def evaluation():
-    """`evaluation(folder)`: what evaluate wrote in a workload's folder."""
+def results():
+    """`results(folder, recipe)`: what evaluate and predict wrote on two processes, by name."""
 
-    def read(folder):
-        return json.loads((folder / "two" / "evaluation.json").read_text())
+    def find(folder, recipe, name="two"):
+        run = folder / name / "runs" / recipe
+        predictions = [path for path in run.rglob("*") if "predictions" in path.relative_to(run).as_posix()]
+        files = [folder / name / "evaluate.txt", run / "weights" / "best.evaluation.json", *predictions]
+        return {path.relative_to(run.parent.parent).as_posix(): path for path in files if path.is_file()}
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def evaluation():
+    """`evaluation(folder, recipe)`: what evaluate wrote in a workload's folder."""
+
+    def read(folder, recipe):
+        file = folder / "two" / "runs" / recipe / "weights" / "best.evaluation.json"
+        return json.loads(file.read_text())
 
     return read
 
@@ -190,7 +212,7 @@ def records():
 
 
 @pytest.fixture(scope="session")
-def alike(records, evaluation):
+def alike(records, evaluation, results):
     """`alike(folder, recipe)`: asserts that one and two processes did the same in a workload's folder.
 
     They learned from the same batches; of the same weights they found the same scores, to the last bit, and
@@ -204,15 +226,12 @@ def alike(records, evaluation):
         # Every evaluation of either saw all of the same samples; none where there is no validation split.
         both = [*records(folder / "runs" / "alone", "eval"), *records(folder / "runs" / recipe, "eval")]
         assert len({json.dumps(one["certificate"]) for one in both}) == min(1, len(both))
-        names = [
-            sorted(path.relative_to(folder / name) for path in (folder / name).rglob("*.*"))
-            for name in ("one", "two")
-        ]
-        assert names[0] == names[1]
-        assert len(names[0]) > 2
-        for path in names[0]:
-            assert (folder / "one" / path).read_bytes() == (folder / "two" / path).read_bytes(), path
-        found, said = evaluation(folder), (folder / "two" / "evaluate.txt").read_text()
+        files = [results(folder, recipe, name) for name in ("one", "two")]
+        assert files[0].keys() == files[1].keys()
+        assert len(files[0]) > 2
+        for name, path in files[0].items():
+            assert path.read_bytes() == files[1][name].read_bytes(), name
+        found, said = evaluation(folder, recipe), (folder / "two" / "evaluate.txt").read_text()
         assert found["certificate"]["unique"] == found["certificate"]["expected"]
         for name, value in found["metrics"].items():
             assert re.search(rf"^{name} +{re.escape(repr(value))}$", said, re.MULTILINE), name

@@ -32,7 +32,7 @@ def logits(folder, typed, commands, rows):
 
 
 def test_a_mean_auroc_of_0_98_is_reached(folder, evaluation):
-    found = evaluation(folder)
+    found = evaluation(folder, RECIPE)
     assert found["metrics"]["auroc"] >= 0.98
     low, high = found["intervals"]["auroc"]["mean"]
     assert low < found["metrics"]["auroc"] < high
@@ -53,7 +53,7 @@ def test_the_loss_is_printed_at_every_step(folder, records):
 
 
 def test_scores_of_each_label_are_those_of_scikit_learn_on_the_predictions(folder, logits, evaluation, truth):
-    said, found = logits, evaluation(folder)
+    said, found = logits, evaluation(folder, RECIPE)
     assert [row["error"] for row in said] == [""] * found["certificate"]["expected"]
     pictures = {name.rsplit(".", 1)[0]: row for name, row in truth.items()}
     for name, score in {"auroc": roc_auc_score, "average_precision": average_precision_score}.items():
@@ -68,9 +68,11 @@ def test_scores_of_each_label_are_those_of_scikit_learn_on_the_predictions(folde
 
 
 def test_every_scan_has_a_row_that_finds_by_the_chosen_thresholds(folder, evaluation, rows, truth):
-    said = rows(folder / "two" / "predictions.csv")
+    said = rows(folder / "two" / "runs" / RECIPE / "predictions.csv")
     assert [row["sample"] for row in said] == sorted(truth)
-    thresholds = dict(zip(*(evaluation(folder)[name] for name in ("class_names", "thresholds")), strict=True))
+    thresholds = dict(
+        zip(*(evaluation(folder, RECIPE)[name] for name in ("class_names", "thresholds")), strict=True)
+    )
     right = []
     for row in said:
         for label, threshold in thresholds.items():

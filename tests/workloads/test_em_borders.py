@@ -39,15 +39,16 @@ def test_the_lowest_training_loss_chooses_the_best_weights(folder, records):
 
 def test_every_test_image_has_a_mask_of_its_size_in_black_and_white(folder, evaluation):
     found, true = [], []
+    written = folder / "two" / "runs" / RECIPE / "predictions"
     for path in sorted((folder / "slices").glob("*.png")):
-        found.append(values(folder / "two" / "predictions" / path.name))
+        found.append(values(written / path.name))
         true.append(values(folder / "truth" / path.name))
         assert found[-1].shape == values(path).shape == (512, 512)
         assert set(np.unique(found[-1])) == {0, 255}
-        assert (folder / "two" / "predictions" / "overlays" / path.name).exists()
+        assert (written / "overlays" / path.name).exists()
     assert len(found) == 5
     found, true = np.stack(found) > 0, np.stack(true) > 0
     dice = 2 * (found & true).sum() / (found.sum() + true.sum())
     everything = 2 * true.sum() / (true.sum() + true.size)
     assert dice > everything + 0.1
-    assert evaluation(folder)["metrics"]["dice"] == pytest.approx(dice, abs=1e-6)
+    assert evaluation(folder, RECIPE)["metrics"]["dice"] == pytest.approx(dice, abs=1e-6)

@@ -56,10 +56,10 @@ def test_frozen_layers_are_the_same_bits_and_thawed_ones_are_not(before_and_afte
 
 
 def test_accuracy_is_that_of_the_predicted_classes(folder, typed, commands, evaluation, rows):
-    said = rows(folder / "two" / "predictions.csv")
+    said = rows(folder / "two" / "runs" / RECIPE / "predictions.csv")
     pictures = sorted(path.relative_to(folder / "pictures") for path in (folder / "pictures").rglob("*.jpg"))
     assert [row["sample"] for row in said] == [path.as_posix() for path in pictures]
-    found = evaluation(folder)
+    found = evaluation(folder, RECIPE)
     assert found["metrics"]["accuracy"] > 0.5
     out = ["--predict.source", "data/photos", "--predict.out", "val.csv"]
     typed(commands(RECIPE)["predict"], *out, folder=folder)

@@ -30,10 +30,10 @@ def test_one_and_two_processes_do_the_same_with_a_perceptron(perceptron, alike, 
 
 
 def test_the_perceptron_says_a_class_for_every_picture(perceptron, rows, evaluation):
-    said = rows(perceptron / "two" / "predictions.csv")
+    said = rows(perceptron / "two/runs/textbook_mlp/predictions.csv")
     assert len(said) == 1797
     right = np.mean([row["sample"].split("/")[0] == row["prediction"] for row in said])
-    assert right == pytest.approx(evaluation(perceptron)["metrics"]["accuracy"], abs=0.1)
+    assert right == pytest.approx(evaluation(perceptron, "textbook_mlp")["metrics"]["accuracy"], abs=0.1)
     assert right > 0.4
 
 
@@ -42,7 +42,7 @@ def test_one_and_two_processes_do_the_same_with_a_unet(dice, alike):
 
 
 def test_a_mean_dice_of_0_9_is_reached_over_the_test_set(dice, evaluation):
-    found = evaluation(dice)
+    found = evaluation(dice, "textbook_dice")
     assert found["split"] == "test"
     assert found["metrics"]["dice"] >= 0.9
 
@@ -50,12 +50,15 @@ def test_a_mean_dice_of_0_9_is_reached_over_the_test_set(dice, evaluation):
 def test_dice_of_the_masks_on_the_disk_is_what_evaluate_printed(dice, evaluation):
     overlap = pixels = 0
     for path in sorted((dice / "digits/test/masks").glob("*.png")):
-        with Image.open(path) as true, Image.open(dice / "two" / "predictions" / path.name) as found:
+        with (
+            Image.open(path) as true,
+            Image.open(dice / "two/runs/textbook_dice/predictions" / path.name) as found,
+        ):
             assert found.size == true.size
             true_HW, found_HW = np.asarray(true) == 255, np.asarray(found) == 255
         overlap += 2 * int((true_HW & found_HW).sum())
         pixels += int(true_HW.sum()) + int(found_HW.sum())
-    assert evaluation(dice)["metrics"]["dice"] == pytest.approx(overlap / pixels, abs=1e-6)
+    assert evaluation(dice, "textbook_dice")["metrics"]["dice"] == pytest.approx(overlap / pixels, abs=1e-6)
 
 
 def test_weights_are_kept_every_twenty_epochs(dice):
