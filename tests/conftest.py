@@ -1,9 +1,12 @@
-"""Real photographs as users have them, and the data sets packed from them: a folder per class, CSV, masks."""
+"""Real photographs as users have them, the data sets packed from them, and what is made once for all."""
 
 from __future__ import annotations
 
 import csv
+import fcntl
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -18,6 +21,33 @@ from data_pipeline.pack import pack
 from data_pipeline.sources import find_source
 
 LABELS = ("bright", "wide", "red")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder that all pytest-xdist processes of this test run have in common."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def once(shared):
+    """`once(name, make)`: the folder `name`, which `make(folder)` has filled exactly once."""
+
+    def get(name, make):
+        folder, done = shared / name, shared / f".{name}.done"
+        with (shared / f".{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ Runs that several tests look at happen once (`once`), also where pytest-xdist sp
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -178,33 +177,6 @@ def refused(done, code, *words, lines=2):
     assert said[-1].startswith(f"FATAL code={code} rank=0 "), done.err
     for word in words:
         assert word in done.err, done.err
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    """A folder that all pytest-xdist processes of this test run have in common."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "jobs"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def once(shared):
-    """`once(name, make)`: the folder `name`, which `make(folder)` has filled exactly once."""
-
-    def get(name, make):
-        folder, done = shared / name, shared / f".{name}.done"
-        with (shared / f".{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not done.exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
-                make(folder)
-                done.touch()
-        return folder
-
-    return get
 
 
 @pytest.fixture(scope="session")
@@ -785,6 +757,32 @@ def test_a_run_directory_that_cannot_be_written_is_a_fault_of_storage(digits, tm
     what, fatal = done.err.strip().splitlines()
     assert "'file'" in what
     assert fatal.startswith("FATAL code=STORAGE rank=0 ")
+
+
+def test_a_mistake_before_the_first_checkpoint_binds_nobody(common, tmp_path):
+    command = [*PYTHON, *common, "--run-dir", "run", "--train.max-steps", 2]
+    done = run([*command, "--model.pretrained", "nowhere.pth"], folder=tmp_path)
+    refused(done, "CONFIG", "there is no file 'nowhere.pth'")
+    assert failure(tmp_path / "run")["code"] == "CONFIG"
+    succeed(command, folder=tmp_path)
+    assert steps_of(tmp_path / "run") == [1, 2]
+    assert not (tmp_path / "run" / "failure.json").exists()
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "predict"])
+def test_what_went_wrong_before_keeps_no_later_start_silent(mode, finished):
+    for number in range(2):
+        words = [
+            mode,
+            "--run-dir",
+            "run",
+            "--weights",
+            f"{number}.safetensors",
+            "--predict.source",
+            "nowhere",
+        ]
+        refused(run([*PYTHON, *words], folder=finished.parent), "DATA", f"cannot read '{number}.safetensors'")
+        assert f"{number}.safetensors" in failure(finished)["what"]
 
 
 def test_several_processes_report_a_mistake_once(digits, tmp_path):

@@ -9,7 +9,7 @@ from training.assembly import join
 from training.command import Request
 from training.console import Console
 from training.evaluation import Scores, describe, evaluate
-from training.process import Place, leave
+from training.process import Place, forget_failure, leave
 from training.reading import open_dataset
 from training.scores.bootstrap import intervals
 from training.scores.text import lines
@@ -19,6 +19,7 @@ from training.weights import check_fits, read_weights
 def evaluate_weights(request: Request, place: Place) -> None:
     """Score on `data.val_split`, with intervals where scores come from ranks; every process comes here."""
     config = request.config
+    forget_failure(request.run_dir)
     dataset = open_dataset(config, learning=False)
     accelerator = join(config)
     place.joined(accelerator.process_index)

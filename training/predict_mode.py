@@ -5,12 +5,13 @@ from __future__ import annotations
 from training.assembly import join
 from training.command import Request
 from training.prediction import predict, predictor_of
-from training.process import Place, leave
+from training.process import Place, forget_failure, leave
 from training.weights import read_weights
 
 
 def predict_with_weights(request: Request, place: Place) -> None:
     """Write predictions for `predict.source`; every process comes here."""
+    forget_failure(request.run_dir)
     accelerator = join(request.config)
     place.joined(accelerator.process_index)
     predict(request, accelerator, predictor_of(read_weights(request)))

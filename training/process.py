@@ -60,6 +60,16 @@ class Place:
         return self.together or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+def forget_failure(run_dir: Path) -> None:
+    """Remove the word of an earlier start's failure, before the processes join; one process does it.
+
+    After that, the first process that writes failure.json is the one that speaks.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):
+            (run_dir / "failure.json").unlink(missing_ok=True)
+
+
 class Agreed(Exception):
     """Something that process zero found and reports; the others leave with the same exit code, silently."""
 

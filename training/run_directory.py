@@ -119,7 +119,8 @@ def _lock(run_dir: Path) -> None:
 def _check_unchanged(request: Request) -> list[str]:
     run_dir = request.run_dir
     recorded = run_dir / "config.yaml"
-    if not recorded.exists():
+    # Before the first checkpoint nothing was learned that another configuration could not fit.
+    if not recorded.exists() or not checkpoints(run_dir / "checkpoints"):
         return []
     before = yaml.safe_load(recorded.read_text(encoding="utf-8"))
     differences = changed(before, request.config)

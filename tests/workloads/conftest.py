@@ -8,7 +8,6 @@ Shapes: H W pixels, N samples.
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import os
 import re
@@ -54,33 +53,6 @@ class Drawn(NamedTuple):
 
 
 # The means.
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    """A folder that all pytest-xdist processes of this test run have in common."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "workloads"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def once(shared):
-    """`once(name, make)`: the folder `name`, which `make(folder)` has filled exactly once."""
-
-    def get(name, make):
-        folder, done = shared / name, shared / f".{name}.done"
-        with (shared / f".{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not done.exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
-                make(folder)
-                done.touch()
-        return folder
-
-    return get
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500), pytest.mark.xdist_group("ultrasound_classes")]
 RECIPE = "ultrasound_classes"
 
 
