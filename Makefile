@@ -19,7 +19,7 @@ demo: setup
 		$(BIN)/torchrun --standalone --nproc_per_node 2 training/run.py $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500), pytest.mark.xdist_group("chest_xray")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 RECIPE = "chest_xray"
 
 

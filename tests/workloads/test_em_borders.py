@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500), pytest.mark.xdist_group("em_borders")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 RECIPE = "em_borders"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500), pytest.mark.xdist_group("finetune")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 RECIPE = "finetune"
 SMALL = {
     "--data.train-transforms": "[{random_resized_crop: {size: 64, scale: [0.4, 1]}}, {horizontal_flip: {}}]",

@@ -7,7 +7,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500), pytest.mark.xdist_group("ultrasound_classes")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 RECIPE = "ultrasound_classes"
 
 
