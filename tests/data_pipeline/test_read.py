@@ -107,12 +107,13 @@ def test_the_other_samples_of_a_damaged_shard_are_read(damaged):
 
 
 def test_few_shards_stay_open_and_none_after_closing(photo_dataset):
+    before = open_tars()
     reader = reader_of(photo_dataset, open_shards=2)
     keys = [reader.read(number).key for number in (0, 10, 20, 30, 0, 40)]
     assert keys[0] == keys[4]
-    assert open_tars() == 2
+    assert open_tars() == before + 2
     reader.close()
-    assert open_tars() == 0
+    assert open_tars() == before
 
 
 @pytest.mark.parametrize("damage", ["gone", "shorter", "index gone", "index damaged"])

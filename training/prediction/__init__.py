@@ -146,7 +146,7 @@ def _pass(job: _Pass, output: Output, columns: list[Column]) -> _Done:
     rows = broken = 0
     told = time.monotonic()
     part = output.format.part(output.part(accelerator.process_index), columns)
-    with closing(part), closing(_batches(job)) as batches, torch.inference_mode():
+    with closing(part), closing(job.maker), closing(_batches(job)) as batches, torch.inference_mode():
         for batch in batches:
             said: list[Said] = []
             if len(batch.blank) < len(batch.keys):

@@ -29,6 +29,7 @@ class AnswerMaker(NamedTuple):
 
     columns: list[Column]
     said: Callable[[Batch, Answers], list[Said]]
+    close: Callable[[], None] = lambda: None
 
 
 def check_asked(config: Config, saved: Predictor) -> None:
@@ -66,7 +67,8 @@ def make_answers(
         limits = [asked.threshold] * len(classes) if asked.threshold is not None else saved.thresholds
         chosen = limits or [DECIDED] * len(classes)
         return AnswerMaker(label_columns(classes), lambda _batch, answers: label_cells(answers, chosen))
-    return AnswerMaker(mask_columns(classes), _Masks(config, saved, inputs, output, process=process))
+    masks = _Masks(config, saved, inputs, output, process=process)
+    return AnswerMaker(mask_columns(classes), masks, masks.close)
 
 
 class _Masks:
@@ -87,6 +89,10 @@ class _Masks:
             class_colours(inputs.recipe.dataset),
             output.folder / f"{output.part(process).name}-mask",
         )
+
+    def close(self) -> None:
+        """Close what pictures are read again from."""
+        self._reader.close()
 
     def __call__(self, batch: Batch, answers: Answers) -> list[Said]:
         return [self._said(batch, answers, row) for row in range(len(batch.keys))]
