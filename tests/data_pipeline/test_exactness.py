@@ -239,7 +239,7 @@ def test_the_digests_never_change_with_processes(data, case, run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
-@sweep(30)
+@sweep(15)
 @given(run=runs("threads", "processes", legs=4))
 def test_the_digests_never_change(data, case, run):
     check_legs(data, case, *run)
