@@ -102,7 +102,7 @@ class Recorder:
         objective, spec = self._job.task.objective, self._job.config.loss
         vector = torch.tensor(sums, dtype=torch.float64)
         names = [*spec.terms, *spec.own]
-        values = dict(zip(names, map(float, objective.values(vector)), strict=False))
+        values = dict(zip(names, map(float, objective.values(vector)), strict=True))
         return float(objective.value(vector)), {"losses": values} if len(values) > 1 else {}
 
     def evaluation(self, scores: Scores) -> bool:
@@ -210,7 +210,8 @@ class Recorder:
         say(f"processes {self._job.accelerator.num_processes}")
         say(f"run       {run_dir}")
         say(f"plots     {run_dir / 'plots'}")
-        say(f"weights   {run_dir / 'weights' / 'best.safetensors'}")
+        # None is the best where the score that chooses was never defined.
+        say(f"weights   {run_dir / 'weights' / ('best' if best else 'last')}.safetensors")
 
     def _introduce(self) -> None:
         job, config, say = self._job, self._job.config, self._console.say
