@@ -25,8 +25,8 @@ TRAINING_LAYERS = [
         "config.arguments",
         "config.durations",
         "console",
-        "freezing",
         "journal",
+        "name_patterns",
         "networks",
         "networks.names",
         "networks.outputs",
@@ -40,7 +40,7 @@ TRAINING_LAYERS = [
         "scores.confusion",
         "scores.ranking",
     },
-    {"config.tree", "networks.catalogue", "networks.mlp", "plots"},
+    {"config.tree", "freezing", "networks.catalogue", "networks.mlp", "plots"},
     {
         "config.loss",
         "config.model",

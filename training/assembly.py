@@ -20,7 +20,6 @@ from data_pipeline.plan import Plan
 from training.checkpoint import read_state, read_tensors
 from training.command import Request
 from training.config import Config
-from training.config.durations import in_steps
 from training.freezing import Freezing, apply_freezing, plan_freezing
 from training.job import Job, length_of
 from training.labels import learned_labels
@@ -29,7 +28,7 @@ from training.networks.options import apply_options
 from training.networks.pretrained import LoadReport, load_pretrained
 from training.optim import build_optimizer, load_optimizer_numbers
 from training.reading import make_plan
-from training.schedules import check_schedule
+from training.schedules import check_schedule, steps_of
 from training.state import (
     AVERAGE_FILE,
     MODEL_FILE,
@@ -167,9 +166,7 @@ def _network(
 
 def _freezing(config: Config, plan: Plan, network: torch.nn.Module, head: frozenset[str]) -> Freezing:
     length = length_of(config, plan)
-    unfreeze = {
-        pattern: in_steps(late, **length._asdict()) for pattern, late in config.model.unfreeze.items()
-    }
+    unfreeze = {pattern: steps_of(late, length) for pattern, late in config.model.unfreeze.items()}
     parameters = dict(network.named_parameters())
     return plan_freezing(
         list(parameters),

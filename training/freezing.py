@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 
 from data_pipeline.fault import UserError
+from training.name_patterns import matches, with_modules
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,10 @@ def _is_frozen(network: torch.nn.Module, path: str, frozen: frozenset[str]) -> b
 
 
 def _matches(pattern: str, names: Sequence[str], head: frozenset[str], *, option: str) -> set[str]:
-    if pattern == "head":
-        matched = {name for name in names if name in head}
-    elif pattern == "body":
-        matched = {name for name in names if name not in head}
-    else:
-        matched = {name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, pattern + ".*")}
+    matched = {name for name in names if matches(pattern, name, head=head)}
     if not matched:
-        parts = [name.split(".") for name in names]
-        known = dict.fromkeys(".".join(words[: deep + 1]) for words in parts for deep in range(len(words)))
-        close = difflib.get_close_matches(pattern.rstrip("*").rstrip("."), known, n=3) or list(known)[:3]
+        known = with_modules(names)
+        close = difflib.get_close_matches(pattern.rstrip("*").rstrip("."), known, n=3) or known[:3]
         raise _refused(
             f"{option}: {pattern!r} matches no parameter (names near it: {', '.join(close)})",
             mend="give a name, a module's name or a pattern such as layer1.*; or head, body",

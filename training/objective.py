@@ -75,10 +75,7 @@ class Objective:
         def of(targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
             return torch.cat([term.sums(outputs, targets, weights) for _, term in self.terms])
 
-        if inputs.partner_targets is None:
-            return of(inputs.targets, inputs.weights)
-        own = of(inputs.targets, inputs.weights * inputs.share)
-        return own + of(inputs.partner_targets, inputs.weights * (1 - inputs.share))
+        return _of_both(inputs, of)
 
     def counts(self, inputs: Inputs) -> torch.Tensor:
         """Float64 [S]: what `sums` will hold where it does not depend on outputs, else zero."""
@@ -92,10 +89,7 @@ class Objective:
                 pieces.append(piece)
             return torch.cat(pieces)
 
-        if inputs.partner_targets is None:
-            return of(inputs.targets, inputs.weights)
-        own = of(inputs.targets, inputs.weights * inputs.share)
-        return own + of(inputs.partner_targets, inputs.weights * (1 - inputs.share))
+        return _of_both(inputs, of)
 
     def known_counts(self, samples: int) -> torch.Tensor:
         """Float64 [S]: `counts` of a global batch of `samples`, where nothing needs to be known."""
@@ -123,3 +117,11 @@ class Objective:
         with torch.enable_grad():
             (slopes,) = torch.autograd.grad(self.value(at), at)
         return slopes
+
+
+def _of_both(inputs: Inputs, of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """What `of(targets, weights)` gives for a batch, whose mixed samples have two targets."""
+    if inputs.partner_targets is None:
+        return of(inputs.targets, inputs.weights)
+    own = of(inputs.targets, inputs.weights * inputs.share)
+    return own + of(inputs.partner_targets, inputs.weights * (1 - inputs.share))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
-from itertools import accumulate, takewhile
+from itertools import takewhile
 from typing import Any, NoReturn
 
+import timm.models
 import torch
 
 from data_pipeline.fault import UserError
-from data_pipeline.torchvision_cpu import declare_missing_operators
 from training.config.optim import OptimConfig, ParameterGroup
-
-declare_missing_operators()  # for a checkout that runs without being installed: timm imports torchvision
-import timm.models  # noqa: E402
+from training.name_patterns import matches, with_modules
 
 Groups = list[dict[str, Any]]
 
@@ -71,13 +68,6 @@ def describe_groups(optimizer: torch.optim.Optimizer) -> list[str]:
         f"rate {group['peak_lr']:.4g}, decay {group['weight_decay']:.4g}"
         for group in optimizer.param_groups
     ]
-
-
-def matches(pattern: str, name: str, *, head: frozenset[str]) -> bool:
-    """Whether the pattern means a parameter: by its name, by a module that it is in, as head or as body."""
-    if pattern in ("head", "body"):
-        return (name in head) == (pattern == "head")
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def layers_of(network: torch.nn.Module, head: frozenset[str]) -> dict[str, int]:
@@ -158,9 +148,7 @@ def _refuse(rule: ParameterGroup, why: str) -> NoReturn:
 
 def _near(pattern: str, names: Iterable[str]) -> list[str]:
     """Names of parameters and modules that the pattern may have meant."""
-    whole = dict.fromkeys(
-        ".".join(path) for name in names for path in accumulate([part] for part in name.split("."))
-    )
+    whole = with_modules(names)
     close = difflib.get_close_matches(pattern.rstrip(".*"), whole, n=4)
     return close or [name for name in whole if "." not in name][:8]
 

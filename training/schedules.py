@@ -37,8 +37,8 @@ class RunLength(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _in_steps(duration: str, run: RunLength) -> int:
-    """Remembered, because every parameter group asks at every step."""
+def steps_of(duration: str, run: RunLength) -> int:
+    """Optimizer steps of a duration; remembered, because every parameter group asks at every step."""
     return in_steps(duration, **run._asdict())
 
 
@@ -55,7 +55,7 @@ class Course(NamedTuple):
         """A duration in optimizer steps; None lasts to the end of the run. CONFIG where it is no step."""
         if duration is None:
             return self.steps
-        steps = _in_steps(duration, self.run)
+        steps = steps_of(duration, self.run)
         if steps < 1:
             raise UserError(
                 f"optim.schedule: {name} {duration} is less than an optimizer step of this run, which has "
@@ -82,7 +82,7 @@ def rate_at(step: int, peak: float, config: OptimConfig, run: RunLength, *, drop
     Rises linearly over the warm-up and reaches `peak` with its last step; then `config.schedule`. `drops` is
     PlateauState.factor. Raises CONFIG where the schedule does not fit the run.
     """
-    warmup = _in_steps(config.warmup, run)
+    warmup = steps_of(config.warmup, run)
     name, spec = config.schedule.call
     if warmup and isinstance(spec, OneCycle):
         raise UserError(
@@ -98,7 +98,7 @@ def rate_at(step: int, peak: float, config: OptimConfig, run: RunLength, *, drop
 
 def check_schedule(config: OptimConfig, run: RunLength) -> None:
     """CONFIG where the schedule does not fit the run; to be called before the first step."""
-    for step in (0, _in_steps(config.warmup, run), max(0, run.steps - 1)):
+    for step in (0, steps_of(config.warmup, run), max(0, run.steps - 1)):
         rate_at(step, config.lr, config, run)
 
 
@@ -120,7 +120,7 @@ def step(spec: Step, at: Course) -> float:
 
 def multi_step(spec: MultiStep, at: Course) -> float:
     """A drop at each milestone, two where two fall together; equal to MultiStepLR."""
-    passed = [one for one in spec.milestones if _in_steps(one, at.run) <= at.step]
+    passed = [one for one in spec.milestones if steps_of(one, at.run) <= at.step]
     return at.peak * float(spec.gamma ** len(passed))
 
 
