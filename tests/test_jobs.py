@@ -281,6 +281,13 @@ def test_every_way_to_start_it_trains(name, digits, tmp_path):
     assert (tmp_path / "data" / "digits" / "dataset.json").exists() is (where == "elsewhere")
 
 
+def test_a_checkout_that_was_never_installed_trains(digits, tmp_path):
+    """Without our entry point, which torch would load: timm and torchvision are imported all the same."""
+    flags = ["--run-dir", "run", "--data.root", digits, "--model.name", "test_resnet", "--train.max-steps", 1]
+    succeed([*PYTHON, *flags], folder=tmp_path, env={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})
+    assert steps_of(tmp_path / "run") == [1]
+
+
 def test_a_launcher_that_starts_fewer_processes_than_asked_for_is_found_out(digits, tmp_path):
     command = [*ACCELERATE, "--cpu", "--num_processes", "2", RUN, "--run-dir", "run", "--data.root", digits]
     done = run(command, folder=tmp_path)

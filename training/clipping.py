@@ -6,12 +6,9 @@ from collections.abc import Collection
 
 import torch
 from accelerate import Accelerator
+from timm.utils.agc import adaptive_clip_grad
 
-from data_pipeline.torchvision_cpu import declare_missing_operators
 from training.config.optim import OptimConfig
-
-declare_missing_operators()  # for a checkout that runs without being installed: timm imports torchvision
-from timm.utils.agc import adaptive_clip_grad  # noqa: E402
 
 
 def clip_gradients(

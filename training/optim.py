@@ -7,17 +7,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from timm.optim.lamb import Lamb
+from timm.optim.lion import Lion
+from timm.optim.muon import Muon
 
 from data_pipeline.fault import UserError, first_line
-from data_pipeline.torchvision_cpu import declare_missing_operators
 from training.config.arguments import checked_arguments
 from training.config.optim import OptimConfig
 from training.parameter_groups import parameter_groups
-
-declare_missing_operators()  # for a checkout that runs without being installed: timm imports torchvision
-from timm.optim.lamb import Lamb  # noqa: E402
-from timm.optim.lion import Lion  # noqa: E402
-from timm.optim.muon import Muon  # noqa: E402
 
 ELSEWHERE = {
     "params": "optim.groups",

@@ -14,6 +14,7 @@ if not __package__:
     sys.path.insert(0, os.path.dirname(_here))  # noqa: PTH120
 
 if __name__ == "__main__":
+    from data_pipeline import torchvision_cpu
     from training import command, launcher, process
 
     with process.last_words() as place:
@@ -22,6 +23,8 @@ if __name__ == "__main__":
             place.run_dir = request.run_dir
             launcher.tie_to_launcher()
             launcher.check_launch()
+            # For a checkout that runs without being installed: timm imports torchvision.
+            torchvision_cpu.declare_missing_operators()
 
             if request.mode == "predict":
                 from training import predict_mode

@@ -9,14 +9,11 @@ from collections.abc import Iterable
 
 import torch
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
-from data_pipeline.torchvision_cpu import declare_missing_operators
 from training.config.loss import Bce, CrossEntropy, Focal, Weights
 from training.losses.elements import Labels, constant, mean_over_elements, refused
 from training.objective import Term
-
-declare_missing_operators()  # for a checkout that runs without being installed
-from torchvision.ops import sigmoid_focal_loss  # noqa: E402
 
 # Beyond this logit 1 - sigmoid is 0 in float32, and the derivative of its power below 1 infinite.
 CERTAIN = 16.0

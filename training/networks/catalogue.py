@@ -5,14 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from data_pipeline.fault import UserError
-from data_pipeline.torchvision_cpu import declare_missing_operators
-from training.networks.spec import NetworkSpec
+import segmentation_models_pytorch as smp
+import timm
+import torchvision
 
-declare_missing_operators()  # for a checkout that runs without being installed: timm imports torchvision
-import segmentation_models_pytorch as smp  # noqa: E402
-import timm  # noqa: E402
-import torchvision  # noqa: E402
+from data_pipeline.fault import UserError
+from training.networks.spec import NetworkSpec
 
 __all__ = [
     "encoder_names",
