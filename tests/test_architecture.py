@@ -39,12 +39,14 @@ TRAINING_LAYERS = [
         "scores",
         "scores.confusion",
         "scores.ranking",
+        "stopwatch",
     },
     {"config.tree", "freezing", "networks.catalogue", "networks.mlp", "plots"},
     {
         "config.loss",
         "config.model",
         "config.schedule",
+        "config.train",
         "config.transform_parameters",
         "config.update_rules",
         "flags",
@@ -62,7 +64,7 @@ TRAINING_LAYERS = [
     {"config", "optim"},
     {"inputs", "launcher", "manual", "process", "reading", "state", "tracking"},
     {"bad_samples", "command", "counts", "objective"},
-    {"losses.elements", "run_directory", "tasks.task"},
+    {"losses.elements", "run_directory", "step_report", "tasks.task"},
     {
         "evaluation",
         "losses.overlap",
@@ -70,7 +72,6 @@ TRAINING_LAYERS = [
         "losses.pointwise",
         "prediction.inputs",
         "prediction.views",
-        "reduction",
         "scores.bootstrap",
         "scores.text",
         "tasks.multiclass",
@@ -79,9 +80,9 @@ TRAINING_LAYERS = [
     },
     {"losses", "prediction.rows"},
     {"job", "labels", "prediction.masks", "prediction.table", "tasks"},
-    {"assembly", "gradients", "prediction.output", "weights"},
-    {"evaluate_mode", "prediction.answers", "recorder", "rehearsal"},
-    {"loop", "prediction"},
+    {"assembly", "cadence", "gradients", "prediction.output", "reduction", "weights"},
+    {"evaluate_mode", "prediction.answers", "recorder", "step"},
+    {"loop", "prediction", "rehearsal"},
     {"predict_mode"},
     {"run"},
 ]
@@ -94,9 +95,10 @@ OPTIONS = {
     "model.": "name arguments pretrained freeze unfreeze grad_checkpointing compile channels_last",
     "optim.": "name lr weight_decay momentum arguments schedule warmup layer_decay groups "
     "clip_norm clip_value clip_adaptive",
-    "train.": "global_batch micro_batch epochs max_steps precision timeout_seconds sync_batchnorm ema",
+    "train.": "global_batch micro_batch epochs max_steps max_minutes early_stop precision tf32 on_nonfinite "
+    "exact grain sync_batchnorm ema timeout_seconds hang_minutes",
     "eval.": "every_epochs batch best bootstrap",
-    "checkpoint.": "every_steps keep weights_every_epochs",
+    "checkpoint.": "every_steps every_epochs every_minutes keep keep_every max_failures weights_every_epochs",
     "log.": "every_steps every_seconds",
     "tracking.": "wandb project",
     "debug.": "batch_digest",
@@ -132,7 +134,7 @@ def package_of(dotted):
 
 def test_the_three_packages_have_modules_to_look_at():
     assert len(FILES) > 40
-    assert imports_of("training.loop") > {"training.job", "data_pipeline.batch"}
+    assert imports_of("training.loop") > {"training.job", "training.step"}
     assert imports_of("training.run") >= {"training.command", "training.loop"}
 
 

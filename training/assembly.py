@@ -27,6 +27,7 @@ from training.networks.build import build_network, head_names
 from training.networks.options import apply_options
 from training.networks.pretrained import LoadReport, load_pretrained
 from training.optim import build_optimizer, load_optimizer_numbers
+from training.process import Place
 from training.reading import make_plan
 from training.schedules import check_schedule, steps_of
 from training.state import (
@@ -94,6 +95,7 @@ def assemble(
     *,
     checkpoint: Path | None,
     progress: Progress,
+    place: Place | None = None,
 ) -> Job:
     """Everything that `loop.train` needs, with weights and optimizer from `checkpoint` if there is one.
 
@@ -140,6 +142,7 @@ def assemble(
         head=head,
         progress=progress,
         loaded=loaded,
+        place=place or Place(),
     )
 
 

@@ -11,30 +11,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import torch
 
-from data_pipeline.batch import BadSample, Batch
+from data_pipeline.batch import Batch
 from data_pipeline.draws import hash64
 from training.counts import SharedSums, batch_digest
 from training.inputs import Inputs, Normalizer, forward
 from training.job import Job
+from training.step_report import Share
 
 
-@dataclass
-class Share:
-    """What one process has of a step, to be added up over all."""
-
-    sums: torch.Tensor  # float64, of the objective
-    bad: list[BadSample] = field(default_factory=list)
-    digest: int = 0
-
-
-def accumulate(job: Job, normalize: Normalizer, batches: Iterator[Batch], step: int) -> Share:
+def accumulate(job: Job, batches: Iterator[Batch], step: int) -> Share:
     """Leave the gradient of global batch `step` in the parameters; every process comes here."""
     _seed_dropout(job, step)
-    share = Share(torch.zeros(job.task.objective.size, dtype=torch.float64, device=job.accelerator.device))
+    normalize, size = job.normalizer, job.task.objective.size
+    share = Share(torch.zeros((1, size), dtype=torch.float64, device=job.accelerator.device))
     first = _next(job, batches, step, share)
     if job.task.objective.needs == "nothing":
         _take_as_they_come(job, normalize, batches, first, share)
@@ -95,20 +87,22 @@ def _take_together(
 def _previewed(job: Job, normalize: Normalizer, held: list[Inputs]) -> torch.Tensor:
     """The objective's sums over this process's share; the network is left as it was."""
     buffers = [buffer.clone() for buffer in job.network.buffers()]
-    unused = Share(torch.zeros(job.task.objective.size, dtype=torch.float64, device=job.accelerator.device))
+    size, device = job.task.objective.size, job.accelerator.device
+    unused = Share(torch.zeros((1, size), dtype=torch.float64, device=device))
     with torch.no_grad():
         for inputs in held:
             _sums(job, job.network, normalize.normalised(inputs), unused)
         for buffer, before in zip(job.network.buffers(), buffers, strict=True):
             buffer.copy_(before)
-    return unused.sums
+    return unused.sums[0]
 
 
 def _sums(job: Job, model: torch.nn.Module, inputs: Inputs, share: Share) -> torch.Tensor:
+    job.watch.switch("compute")
     with job.accelerator.autocast():
         outputs = forward(model, inputs.images)
     sums = job.task.objective.sums(outputs, inputs)
-    share.sums += sums.detach()
+    share.sums[0] += sums.detach()
     return sums
 
 
@@ -130,8 +124,11 @@ def _seed_dropout(job: Job, step: int) -> None:
 
 
 def _next(job: Job, batches: Iterator[Batch], step: int, share: Share) -> Batch:
+    job.watch.switch("data")
     batch = next(batches)
+    job.watch.switch("copy")
     assert batch.work.step == step, (batch.work.step, step)
+    job.place.at(step=step, samples=batch.keys)
     share.bad += batch.bad
     return batch
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -17,8 +17,10 @@ from training.freezing import Freezing, apply_freezing, train_mode
 from training.inputs import Normalizer, pixel_statistics
 from training.losses import Labels
 from training.networks.pretrained import LoadReport
+from training.process import Place
 from training.schedules import RunLength, rate_at
 from training.state import Progress
+from training.stopwatch import Stopwatch
 from training.tasks.task import Task
 
 
@@ -41,6 +43,8 @@ class Job:
     head: frozenset[str]  # names of the parameters that make the outputs
     progress: Progress
     loaded: LoadReport | None = None  # what came from pretrained weights
+    place: Place = field(default_factory=Place)  # where this process is, for its last words
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def config(self) -> Config:

@@ -95,11 +95,11 @@ def _plain(section: type[Section], values: Section) -> type[Section]:
         if isinstance(value, Section) and not isinstance(value, Spec):
             inner = _plain(type(value), value)
             fields[name] = (inner, inner())
-        elif isinstance(value, Spec | tuple | dict):
+        elif isinstance(value, Section | tuple | dict):
             tree = values.model_dump(mode="json")[name]
             shown = yaml.safe_dump(tree, default_flow_style=True, width=1000, sort_keys=False)
             fields[name] = (str, _with(field, shown.strip()))
-        elif any(isinstance(one, type) and issubclass(one, Spec) for one in get_args(field.annotation)):
+        elif any(isinstance(one, type) and issubclass(one, Section) for one in get_args(field.annotation)):
             fields[name] = (str | None, _with(field, value))
         else:
             fields[name] = (field.annotation, _with(field, value))

@@ -47,8 +47,16 @@ class Place:
     run_dir: Path | None = None
     rank: int = field(default_factory=lambda: int(os.environ.get("RANK", "0") or 0))
     step: int | None = None
+    samples: list[str] = field(default_factory=list)  # keys of the micro-batch under way
+    beats: int = 0  # goes up with every sign of progress
     together: bool = False
     """whether the processes have joined: from then on a mistake is one process's own"""
+
+    def at(self, *, step: int | None = None, samples: list[str] | None = None) -> None:
+        """Something goes on: here."""
+        self.step = self.step if step is None else step
+        self.samples = self.samples if samples is None else samples
+        self.beats += 1
 
     def joined(self, rank: int) -> None:
         """From now on the processes know one another."""
@@ -215,3 +223,8 @@ class StopFlag:
         if number == signal.SIGINT and self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = self.signal or number
+
+    @property
+    def asked(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.signal is not None

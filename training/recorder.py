@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 
-from data_pipeline.batch import BadSample
 from training.bad_samples import BadSamples, most_bad
 from training.checkpoint import CheckpointWriter, step_of
 from training.console import Console
-from training.counts import joined_digest
 from training.evaluation import Scores, describe
 from training.job import Job
 from training.journal import Journal
@@ -26,6 +24,7 @@ from training.process import Ended
 from training.run_directory import Start
 from training.schedules import after_evaluation
 from training.state import AVERAGE_FILE, MODEL_FILE, OPTIMIZER_FILE, Best, optimizer_tensors, plan_identity
+from training.step_report import Report, Taken
 from training.tasks.task import LOWER_IS_BETTER, is_better
 from training.tracking import start_tracking, stop_tracking, track
 from training.weights import about_model, export_weights
@@ -64,16 +63,17 @@ class Recorder:
         """Training starts or goes on: from here its speed is measured."""
         self._console.work_begins(samples=self._job.progress.step * self._job.config.train.global_batch)
 
-    def step(self, step: int, sums: list[float]) -> bool:
-        """Record optimizer step `step` (from 0) by its sums over all processes; whether one must stop.
+    def step(self, taken: Taken) -> Report:
+        """Record an optimizer step; what all processes told of it.
 
         NONFINITE where the loss is not a number, DATA where too many samples are broken.
         """
-        job, config, done = self._job, self._job.config, step + 1
-        stop, bad, *digest = sums[job.task.objective.size :]
-        if bad:
+        job, config, step, done = self._job, self._job.config, taken.step, taken.step + 1
+        report = taken.report()
+        self._bad.met(done, taken.bad)
+        if report.bad:
             self._bad.settle(self._console.say)
-        loss, by_term = self._losses(sums[: job.task.objective.size])
+        loss, by_term = self._losses(report.sums)
         rate = job.rate(step, config.optim.lr)
         epoch, samples = step // job.plan.steps_per_epoch, done * config.train.global_batch
         if not math.isfinite(loss):
@@ -86,24 +86,20 @@ class Recorder:
         job.progress.losses += loss
         job.progress.counted += 1
         if done % config.log.every_steps == 0 or done == job.last_step:
-            proof = {} if config.debug.batch_digest == "none" else {"batch_digest": joined_digest(digest)}
+            proof = {} if config.debug.batch_digest == "none" else {"batch_digest": report.digest}
             told = {"step": done, "epoch": epoch, "samples": samples, "loss": loss, "lr": rate}
-            self._journal.write("train", **told, **by_term, **proof)
+            seconds = {part: round(spent, 6) for part, spent in taken.seconds.items()}
+            self._journal.write("train", **told, **by_term, **proof, seconds=seconds)
             track(job.accelerator, done, {"train/loss": loss, "train/lr": rate})
         self._console.step(step=done, steps=job.last_step, epoch=epoch, loss=loss, lr=rate, samples=samples)
-        return stop > 0
+        return report
 
-    def skipped(self, step: int, bad: list[BadSample]) -> None:
-        """This process put others in the place of these samples in step `step`."""
-        self._bad.met(step + 1, bad)
-
-    def _losses(self, sums: list[float]) -> tuple[float, dict[str, Any]]:
+    def _losses(self, sums: torch.Tensor) -> tuple[float, dict[str, Any]]:
         """The loss of a global batch and, where it is a sum of several, a field with each of them."""
         objective, spec = self._job.task.objective, self._job.config.loss
-        vector = torch.tensor(sums, dtype=torch.float64)
         names = [*spec.terms, *spec.own]
-        values = dict(zip(names, map(float, objective.values(vector)), strict=True))
-        return float(objective.value(vector)), {"losses": values} if len(values) > 1 else {}
+        values = dict(zip(names, map(float, objective.values(sums)), strict=True))
+        return float(objective.value(sums)), {"losses": values} if len(values) > 1 else {}
 
     def evaluation(self, scores: Scores) -> bool:
         """Record the scores after the steps done so far; whether they are the best of the run."""

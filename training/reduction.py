@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from accelerate import Accelerator
 
-from training.inputs import Inputs, forward
-from training.tasks.task import Task
+from data_pipeline.batch import Batch
+from training.inputs import forward
+from training.job import Job
 
 
-def settle_reduction(model: torch.nn.Module, task: Task, inputs: Inputs, accelerator: Accelerator) -> None:
+def settle_reduction(job: Job, batch: Batch) -> None:
     """Let DDP see one backward pass that counts for nothing; weights, gradients, buffers stay as they were.
 
     DDP lays its buckets out anew after the first backward pass it sees, by the order in which gradients
@@ -17,12 +17,14 @@ def settle_reduction(model: torch.nn.Module, task: Task, inputs: Inputs, acceler
     added (ring all-reduce), so the first step after every start would add in another order than all others.
     Measured: without this, stop and resume on 3 processes gives other last bits; with it, the same file.
     """
+    accelerator, model = job.accelerator, job.model
     if accelerator.num_processes == 1:
         return
+    inputs = job.normalizer(batch)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with accelerator.autocast():
         outputs = forward(model, inputs.images)
-    accelerator.backward(task.objective.sums(outputs, inputs).sum() * 0.0)
+    accelerator.backward(job.task.objective.sums(outputs, inputs).sum() * 0.0)
     model.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, buffer in model.named_buffers():

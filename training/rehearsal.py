@@ -12,11 +12,10 @@ from data_pipeline.index import DatasetIndex
 from training.assembly import assemble
 from training.command import Request
 from training.console import Console
-from training.counts import SharedSums
-from training.gradients import accumulate
 from training.parameter_groups import describe_groups
 from training.reading import training_batches
 from training.state import Progress
+from training.step import take_step
 
 STEPS = 2
 
@@ -27,7 +26,7 @@ def rehearse(request: Request, accelerator: Accelerator, dataset: DatasetIndex) 
     say = Console(active=accelerator.is_main_process, every_seconds=1).say
     say(config.as_yaml().rstrip())
     job = assemble(request, accelerator, dataset, checkpoint=None, progress=Progress())
-    plan, normalize = job.plan, job.normalizer
+    plan = job.plan
     parameters = sum(parameter.numel() for parameter in job.network.parameters())
     modules = len(list(job.network.modules()))
     say(f"\nnetwork   {config.model.name}: {parameters:,} parameters in {modules} modules")
@@ -45,11 +44,7 @@ def rehearse(request: Request, accelerator: Accelerator, dataset: DatasetIndex) 
     batches = training_batches(config, dataset, plan, accelerator, steps=steps)
     job.learn()
     for step in steps:
-        job.set_rates(step)
-        share = accumulate(job, normalize, batches, step)
-        job.optimizer.step()
-        job.optimizer.zero_grad()
-        mean = float(job.task.objective.value(SharedSums(share.sums).tensor().cpu()))
+        mean = float(job.task.objective.value(take_step(job, batches, step).report().sums))
         say(f"step {step + 1}    loss {mean:.4f}")
     batches.close()
     say(f"time      {time.monotonic() - started:.1f} s for {len(steps)} steps, with start-up")

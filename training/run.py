@@ -45,7 +45,12 @@ if __name__ == "__main__":
                 else:
                     start = run_directory.start_run(request, accelerator, dataset)
                     job = assembly.assemble(
-                        request, accelerator, dataset, checkpoint=start.checkpoint, progress=start.progress
+                        request,
+                        accelerator,
+                        dataset,
+                        checkpoint=start.checkpoint,
+                        progress=start.progress,
+                        place=place,
                     )
-                    loop.train(job, start, place)
+                    loop.train(job, start)
                 process.leave(accelerator)

@@ -65,9 +65,8 @@ def job_of(request, accelerator):
 def gradient(request, accelerator, *, step=1):
     """Of the parameters, by name, as a run takes it; and the loss."""
     job = job_of(request, accelerator)
-    normalize = Normalizer(*job.pixel_statistics, accelerator.device)
     stream = training_batches(job.config, job.dataset, job.plan, accelerator, steps=range(step, step + 1))
-    share = accumulate(job, normalize, stream, step)
+    share = accumulate(job, stream, step)
     return {name: one.grad for name, one in job.network.named_parameters()}, job, share
 
 
@@ -122,7 +121,7 @@ def test_micro_batches_of_any_size_leave_the_gradient_of_the_whole_batch(
     expected, value = whole(asked, accelerator)
     assert all(one.abs().max() > 0 for one in expected.values())
     assert relative_error(found, expected) < 1e-5
-    assert float(job.task.objective.value(share.sums)) == pytest.approx(value, rel=1e-5)
+    assert float(job.task.objective.value(share.sums[0])) == pytest.approx(value, rel=1e-5)
 
 
 def test_looking_ahead_leaves_running_statistics_as_one_pass_would(segmentation_dataset, accelerator):
@@ -151,7 +150,7 @@ def test_dropout_is_the_same_when_a_batch_is_looked_at_twice(segmentation_datase
     job.network.register_forward_hook(noisy)
     config = request_of(segmentation_dataset, *words, "--train.micro-batch", "5").config
     stream = training_batches(config, job.dataset, job.plan, accelerator, steps=range(1))
-    accumulate(job, Normalizer(*job.pixel_statistics, accelerator.device), stream, 0)
+    accumulate(job, stream, 0)
     assert len(seen) == 6
     for first, second in zip(seen[:3], seen[3:], strict=True):
         assert torch.equal(first, second)

@@ -20,31 +20,12 @@ from training.config.data import DataConfig
 from training.config.loss import LossTerms
 from training.config.model import ModelConfig
 from training.config.optim import OptimConfig
+from training.config.train import CheckpointConfig, TrainConfig
 from training.config.tree import Section, fields_of, free
 
 LANES_AT_MOST = 8
+GRAINS_AT_LEAST = 8  # where `train.grain` leaves it to us, and the global batch can be cut so
 RECIPES = Path(__file__).parent.parent / "recipes"
-
-
-class TrainConfig(Section):
-    """How long and in what portions."""
-
-    global_batch: PositiveInt = 64
-    """samples of one optimizer step, *all processes together*"""
-    micro_batch: PositiveInt | None = free(None)
-    """samples of one forward pass, *per process*, at most; default: the process's whole share"""
-    epochs: PositiveInt | None = 5
-    """passes over the training split; they fix the length of the schedule"""
-    max_steps: PositiveInt | None = None
-    """stop after this many optimizer steps; fixes the length of the schedule only where `epochs` is none"""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """of the forward and backward pass; weights and losses stay fp32"""
-    timeout_seconds: float = free(600.0, gt=0, le=7 * 86400)
-    """processes that wait longer than this for one another fail"""
-    sync_batchnorm: bool = False
-    """BatchNorm over the global micro-batch instead of each process's own; GPUs only"""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """decay of the running average of the weights, which is then evaluated and taken away; 0: off"""
 
 
 class EvalConfig(Section):
@@ -58,17 +39,6 @@ class EvalConfig(Section):
     """score that chooses the best weights; default: accuracy, auroc or dice, by task"""
     bootstrap: NonNegativeInt = free(1000)
     """resamples that the intervals of `evaluate` come from (many labels only); 0: no intervals"""
-
-
-class CheckpointConfig(Section):
-    """When the training state is saved; also after every evaluation and at the end."""
-
-    every_steps: PositiveInt | None = free(None)
-    """optimizer steps between checkpoints; default: only after evaluations"""
-    keep: PositiveInt = free(2)
-    """newest checkpoints kept, beside the best"""
-    weights_every_epochs: PositiveInt | None = free(None)
-    """passes between files weights/epoch-0020.safetensors, which are kept; default: only last and best"""
 
 
 class LogConfig(Section):
@@ -154,7 +124,31 @@ class Config(Section):
             raise ValueError(
                 f"data.lanes {self.lanes} must divide train.global_batch {self.train.global_batch}"
             )
+        self._check_exact()
         return self
+
+    def _check_exact(self) -> None:
+        train = self.train
+        if not train.exact and train.grain:
+            raise ValueError(f"train.grain {train.grain} is for exact mode only: set train.exact true")
+        if train.exact and train.global_batch % self.grain:
+            raise ValueError(f"train.grain {self.grain} must divide train.global_batch {train.global_batch}")
+        for name in ("micro_batch", "sync_batchnorm"):
+            if train.exact and (value := getattr(train, name)):
+                raise ValueError(
+                    f"train.{name} {value} does not go with exact mode, which computes grain by grain: "
+                    f"leave it out (train.grain sets their size)"
+                )
+
+    @property
+    def grain(self) -> int:
+        """Samples of a grain of exact mode, also where `train.grain` leaves it to us."""
+        return self.train.grain or self.train.global_batch // gcd(self.train.global_batch, GRAINS_AT_LEAST)
+
+    @property
+    def grains(self) -> int:
+        """Grains of a global batch in exact mode, else 0."""
+        return self.train.global_batch // self.grain if self.train.exact else 0
 
     @property
     def lanes(self) -> int:
