@@ -91,18 +91,18 @@ def _plain(section: type[Section], values: Section) -> type[Section]:
     """The section with `values` as defaults, and all but single values as YAML, as `command` reads them."""
     fields: dict[str, Any] = {}
     for name, field in section.model_fields.items():
-        value = getattr(values, name)
-        if isinstance(value, Section) and not isinstance(value, Spec):
+        value, kind = getattr(values, name), field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section) and not issubclass(kind, Spec):
             inner = _plain(type(value), value)
             fields[name] = (inner, inner())
         elif isinstance(value, Section | tuple | dict):
             tree = values.model_dump(mode="json")[name]
             shown = yaml.safe_dump(tree, default_flow_style=True, width=1000, sort_keys=False)
             fields[name] = (str, _with(field, shown.strip()))
-        elif any(isinstance(one, type) and issubclass(one, Section) for one in get_args(field.annotation)):
+        elif any(isinstance(one, type) and issubclass(one, Section) for one in get_args(kind)):
             fields[name] = (str | None, _with(field, value))
         else:
-            fields[name] = (field.annotation, _with(field, value))
+            fields[name] = (kind, _with(field, value))
     return create_model(section.__name__, __base__=Section, __doc__=section.__doc__, **fields)
 
 
