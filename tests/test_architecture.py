@@ -80,10 +80,10 @@ TRAINING_LAYERS = [
     },
     {"losses", "prediction.rows"},
     {"job", "labels", "prediction.masks", "prediction.table", "tasks"},
-    {"assembly", "cadence", "gradients", "prediction.output", "reduction", "weights"},
-    {"evaluate_mode", "prediction.answers", "recorder", "step"},
-    {"loop", "prediction", "rehearsal"},
-    {"predict_mode"},
+    {"assembly", "cadence", "micro_batch", "prediction.output", "reduction", "weights"},
+    {"evaluate_mode", "gradients", "prediction.answers", "recorder"},
+    {"prediction", "step"},
+    {"loop", "predict_mode", "rehearsal"},
     {"run"},
 ]
 

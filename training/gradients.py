@@ -15,19 +15,18 @@ from collections.abc import Iterator
 import torch
 
 from data_pipeline.batch import Batch
-from data_pipeline.draws import hash64
-from training.counts import SharedSums, batch_digest
-from training.inputs import Inputs, Normalizer, forward
+from training.counts import SharedSums
+from training.inputs import Inputs, Normalizer
 from training.job import Job
+from training.micro_batch import add_digest, empty_share, next_batch, seed_dropout, sums_of
 from training.step_report import Share
 
 
 def accumulate(job: Job, batches: Iterator[Batch], step: int) -> Share:
     """Leave the gradient of global batch `step` in the parameters; every process comes here."""
-    _seed_dropout(job, step)
-    normalize, size = job.normalizer, job.task.objective.size
-    share = Share(torch.zeros((1, size), dtype=torch.float64, device=job.accelerator.device))
-    first = _next(job, batches, step, share)
+    seed_dropout(job, step, str(job.accelerator.process_index))
+    normalize, share = job.normalizer, empty_share(job, rows=1)
+    first = next_batch(job, batches, step, share)
     if job.task.objective.needs == "nothing":
         _take_as_they_come(job, normalize, batches, first, share)
     elif first.last:
@@ -43,18 +42,18 @@ def _take_as_they_come(
     batch, slopes = first, job.known_slopes
     while True:
         inputs = normalize(batch)
-        _digest(job, batch, inputs, share)
+        add_digest(job, batch, inputs, share)
         with _reduced_at_the_end(job, last=batch.last):
             _backward(job, _sums(job, job.model, inputs, share), slopes)
         if batch.last:
             return
-        batch = _next(job, batches, batch.work.step, share)
+        batch = next_batch(job, batches, batch.work.step, share)
 
 
 def _take_alone(job: Job, normalize: Normalizer, batch: Batch, share: Share) -> None:
     """The whole share is one micro-batch: nothing is computed twice."""
     objective, inputs = job.task.objective, normalize(batch)
-    _digest(job, batch, inputs, share)
+    add_digest(job, batch, inputs, share)
     under_way = SharedSums(objective.counts(inputs)) if objective.needs == "targets" else None
     sums = _sums(job, job.model, inputs, share)
     known = under_way or SharedSums(sums.detach().double())
@@ -67,17 +66,17 @@ def _take_together(
     """Several micro-batches: all are there before the first backward pass."""
     objective = job.task.objective
     held = [normalize.kept(first)]
-    _digest(job, first, held[0], share, normalize)
+    add_digest(job, first, held[0], share, normalize)
     batch = first
     while not batch.last:
-        batch = _next(job, batches, first.work.step, share)
+        batch = next_batch(job, batches, first.work.step, share)
         held.append(normalize.kept(batch))
-        _digest(job, batch, held[-1], share, normalize)
+        add_digest(job, batch, held[-1], share, normalize)
     if objective.needs == "targets":
         known = torch.stack([objective.counts(inputs) for inputs in held]).sum(dim=0)
     else:
         known = _previewed(job, normalize, held)
-        _seed_dropout(job, first.work.step)
+        seed_dropout(job, first.work.step, str(job.accelerator.process_index))
     slopes = objective.slopes(SharedSums(known).tensor())
     for number, inputs in enumerate(held, 1):
         with _reduced_at_the_end(job, last=number == len(held)):
@@ -87,8 +86,7 @@ def _take_together(
 def _previewed(job: Job, normalize: Normalizer, held: list[Inputs]) -> torch.Tensor:
     """The objective's sums over this process's share; the network is left as it was."""
     buffers = [buffer.clone() for buffer in job.network.buffers()]
-    size, device = job.task.objective.size, job.accelerator.device
-    unused = Share(torch.zeros((1, size), dtype=torch.float64, device=device))
+    unused = empty_share(job, rows=1)
     with torch.no_grad():
         for inputs in held:
             _sums(job, job.network, normalize.normalised(inputs), unused)
@@ -98,10 +96,7 @@ def _previewed(job: Job, normalize: Normalizer, held: list[Inputs]) -> torch.Ten
 
 
 def _sums(job: Job, model: torch.nn.Module, inputs: Inputs, share: Share) -> torch.Tensor:
-    job.watch.switch("compute")
-    with job.accelerator.autocast():
-        outputs = forward(model, inputs.images)
-    sums = job.task.objective.sums(outputs, inputs)
+    sums = sums_of(job, model, inputs)
     share.sums[0] += sums.detach()
     return sums
 
@@ -115,29 +110,3 @@ def _backward(job: Job, sums: torch.Tensor, slopes: torch.Tensor) -> None:
 def _reduced_at_the_end(job: Job, *, last: bool) -> contextlib.AbstractContextManager[object]:
     """DDP reduces gradients once a step: in the backward pass of the last micro-batch."""
     return contextlib.nullcontext() if last else job.accelerator.no_sync(job.model)
-
-
-def _seed_dropout(job: Job, step: int) -> None:
-    """Dropout draws from a generator that is set anew for every step, so there is no state of it to save."""
-    name = f"dropout {job.config.seed} {step} {job.accelerator.process_index}"
-    torch.manual_seed(hash64(name.encode()))
-
-
-def _next(job: Job, batches: Iterator[Batch], step: int, share: Share) -> Batch:
-    job.watch.switch("data")
-    batch = next(batches)
-    job.watch.switch("copy")
-    assert batch.work.step == step, (batch.work.step, step)
-    job.place.at(step=step, samples=batch.keys)
-    share.bad += batch.bad
-    return batch
-
-
-def _digest(
-    job: Job, batch: Batch, inputs: Inputs, share: Share, normalize: Normalizer | None = None
-) -> None:
-    """Add the batch's digest, if it is asked for; `normalize` where the inputs are not normalised yet."""
-    kind = job.config.debug.batch_digest
-    if kind != "none":
-        seen = normalize.normalised(inputs) if normalize else inputs
-        share.digest += batch_digest(batch, seen, pixels=kind == "pixels")

@@ -437,7 +437,7 @@ def test_help_lists_every_option_and_no_other(tmp_path):
     done = program("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert done.stderr == ""
-    listed = set(re.findall(r"│ (--[a-z][a-z.-]+)", done.stdout)) - {"--help"}
+    listed = set(re.findall(r"│ (--[a-z][a-z0-9.-]+)", done.stdout)) - {"--help"}
     assert listed == {option(name) for name in NAMES}
     said = " ".join(re.sub("[│ \n]+", " ", done.stdout).split())
     for field in dict(fields_of(Config)).values():
