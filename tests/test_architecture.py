@@ -80,9 +80,9 @@ TRAINING_LAYERS = [
     },
     {"losses", "prediction.rows"},
     {"job", "labels", "prediction.masks", "prediction.table", "tasks"},
-    {"assembly", "cadence", "micro_batch", "prediction.output", "reduction", "weights"},
-    {"evaluate_mode", "gradients", "prediction.answers", "recorder"},
-    {"prediction", "step"},
+    {"assembly", "cadence", "introduction", "micro_batch", "prediction.output", "reduction", "weights"},
+    {"evaluate_mode", "gradients", "prediction.answers", "saver"},
+    {"prediction", "recorder", "step"},
     {"loop", "predict_mode", "rehearsal"},
     {"run"},
 ]

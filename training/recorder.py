@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from training.bad_samples import BadSamples, most_bad
-from training.checkpoint import CheckpointWriter, step_of
 from training.console import Console
 from training.evaluation import Scores, describe
+from training.introduction import conclude, introduce
 from training.job import Job
 from training.journal import Journal
-from training.optim import optimizer_numbers
-from training.parameter_groups import describe_groups
 from training.plots import draw_plots
 from training.process import Ended
 from training.run_directory import Start
+from training.saver import Saver
 from training.schedules import after_evaluation
-from training.state import AVERAGE_FILE, MODEL_FILE, OPTIMIZER_FILE, Best, optimizer_tensors, plan_identity
+from training.state import Best
 from training.step_report import Report, Taken
 from training.tasks.task import LOWER_IS_BETTER, is_better
 from training.tracking import start_tracking, stop_tracking, track
-from training.weights import about_model, export_weights
 
 
 class Recorder:
@@ -40,9 +36,8 @@ class Recorder:
             active=main and not job.request.flags.quiet, every_seconds=config.log.every_seconds
         )
         self._journal = Journal(run_dir, active=main, committed=job.progress.metrics_bytes)
-        self._writer = CheckpointWriter(run_dir / "checkpoints", keep=config.checkpoint.keep)
+        self._saver = Saver(job, self._journal)
         self._bad = BadSamples(run_dir, job.accelerator, most=most_bad(config, job.dataset))
-        self._plan = plan_identity(config, job.dataset)  # hashes the whole index: once, not at every save
         self._journal.write(
             "start",
             step=job.progress.step,
@@ -56,7 +51,7 @@ class Recorder:
         for note in start.notes:
             self._console.say(note)
         start_tracking(job.accelerator, config, run_dir, self._console.say)
-        self._introduce()
+        introduce(job, self._console.say)
         self._console.begin(step=job.progress.step, steps=job.last_step)
 
     def work_begins(self) -> None:
@@ -143,95 +138,21 @@ class Recorder:
 
     def save(self, *, best: bool) -> None:
         """Begin a checkpoint of everything up to here; returns once the tensors are copied."""
-        job = self._job
-        if not job.accelerator.is_main_process:
-            return
-        job.progress = replace(job.progress, metrics_bytes=self._journal.commit())
-        scaler = job.accelerator.scaler
-        files = {
-            MODEL_FILE: {name: tensor.detach() for name, tensor in job.network.state_dict().items()},
-            OPTIMIZER_FILE: optimizer_tensors(job.optimizer, job.names),
-        }
-        if job.average is not None:
-            files[AVERAGE_FILE] = dict(job.average.module.state_dict())
-        self._writer.save(
-            job.progress.step,
-            files,
-            {
-                "progress": job.progress.as_json(),
-                "optimizer": optimizer_numbers(job.optimizer),
-                "plan": self._plan,
-                "scaler": scaler.state_dict() if scaler is not None else None,
-                "made_by": {"processes": job.accelerator.num_processes, "threads": torch.get_num_threads()},
-            },
-            best_step=job.progress.best.step if job.progress.best else None,
-            then=self._export(job.progress.step, best=best),
-        )
+        self._saver.save(best=best)
 
     def export(self, checkpoint: Path, *, best: bool) -> None:
         """Copy a committed checkpoint's weights to where a user takes them away."""
-        if self._job.accelerator.is_main_process:
-            self._export(step_of(checkpoint), best=best)(checkpoint)
-
-    def _export(self, step: int, *, best: bool) -> Callable[[Path], None]:
-        """What copies the checkpoint of `step`, told now what a thread must not read later from the job."""
-        job, every = self._job, self._job.weights_every_steps
-        names = ["last", *(["best"] if best else [])]
-        if every and step % every == 0:
-            names.append(f"epoch-{step // job.plan.steps_per_epoch:04d}")
-        return partial(
-            export_weights,
-            folder=job.request.run_dir / "weights",
-            about=about_model(job),
-            file=MODEL_FILE if job.average is None else AVERAGE_FILE,
-            names=names,
-        )
+        self._saver.export(checkpoint, best=best)
 
     def close(self) -> None:
         """Wait for the last checkpoint, let the trackers finish, and leave the live line."""
-        self._writer.wait()
+        self._saver.close()
         stop_tracking(self._job.accelerator)
         self._console.end()
 
     def conclude(self) -> None:
         """Draw the plots and say where everything is."""
-        run_dir, best, say = self._job.request.run_dir, self._job.progress.best, self._console.say
-        if not self._job.accelerator.is_main_process:
-            return
-        draw_plots(run_dir)
-        say("")
-        if best is not None:
-            where = "in training" if best.metric == "train_loss" else "on the held-out samples"
-            say(f"{best.metric:<9} {best.value:.4f} {where} (best, after step {best.step})")
-        say(f"processes {self._job.accelerator.num_processes}")
-        say(f"run       {run_dir}")
-        say(f"plots     {run_dir / 'plots'}")
-        # None is the best where the score that chooses was never defined.
-        say(f"weights   {run_dir / 'weights' / ('best' if best else 'last')}.safetensors")
-
-    def _introduce(self) -> None:
-        job, config, say = self._job, self._job.config, self._console.say
-        processes, batch = job.accelerator.num_processes, config.train.global_batch
-        parameters = sum(parameter.numel() for parameter in job.network.parameters())
-        training = job.dataset.split(config.data.train_split).samples
-        held_out = job.dataset.split(config.data.val_split).samples if config.data.val_split else 0
-        say(f"network   {config.model.name}, {parameters / 1e6:.1f} M parameters, {config.train.precision}")
-        for line in job.loaded.lines() if job.loaded else []:
-            say(f"          {line}")
-        for line in describe_groups(job.optimizer):
-            say(f"learns    {line}")
-        say(f"data      {config.data.location}, {training:,} samples to learn from, {held_out:,} held out")
-        kind = "grey" if job.dataset.channels == 1 else "colour"
-        what = "labels" if config.task == "multilabel" else "classes"
-        losses = " + ".join([*config.loss.terms, *config.loss.own])
-        say(f"task      {config.task}, {len(job.dataset.classes)} {what}, {kind} pictures, loss {losses}")
-        say(
-            f"machine   {processes} process{'es' * (processes > 1)} on {job.accelerator.device.type}, "
-            f"{config.data.workers} reader {config.data.worker_kind} each"
-        )
-        say(
-            f"plan      {batch} samples a step ({-(-batch // processes)} a process), "
-            f"{job.plan.steps_per_epoch} steps an epoch, {job.last_step} in all"
-        )
-        state = f"resumed at step {job.progress.step}" if job.progress.step else "new"
-        say(f"run       {job.request.run_dir} ({state})")
+        if self._job.accelerator.is_main_process:
+            draw_plots(self._job.request.run_dir)
+            self._console.say("")
+            conclude(self._job, self._console.say)
