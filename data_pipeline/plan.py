@@ -50,9 +50,9 @@ class Work(NamedTuple):
     epoch: int
     step: int  # optimizer steps from the start of the run, from 0
     piece: int  # number of this micro-batch in the process's share of the global batch
-    pieces: int  # how many micro-batches this share has
+    pieces: int  # how many micro-batches its share has; in training all processes have as many
     numbers: IntArray  # [samples] global sample numbers of the split
-    valid: bool  # False: a stand-in for a process whose share is empty; it must not count
+    valid: bool  # False: stand-ins, where a process has nothing left of its share; they must not count
     first: int = 0  # position of numbers[0] in the global batch; the others follow it
     copies: IntArray | None = None  # [samples] as Drawn.copies
     partners: IntArray | None = None  # [samples] numbers of what each is mixed with; None: nothing is mixed
@@ -163,21 +163,22 @@ def training_work(
 ) -> Iterator[Work]:
     """What `process` reads in the given optimizer steps, cut into micro-batches of near-equal size.
 
-    Near-equal, so that no micro-batch has a single sample without need: BatchNorm cannot train on one. A
-    process whose share is empty (more processes than samples in a global batch) gets a pair of stand-ins that
-    do not count, because it must take part in the reduction of gradients.
+    Every process computes as many micro-batches as the one with the largest share, so that whatever they do
+    together in a forward pass, they do equally often. Near-equal, so that no micro-batch has a single sample
+    without need: BatchNorm cannot train on one. Where a share has fewer samples than there are micro-batches,
+    the last ones are stand-ins, a pair if that is allowed, which do not count.
 
     With `mixing`, neighbours in the global batch are each other's partners, whichever processes have them;
     the last of an odd batch is its own.
     """
+    stand_ins = np.arange(min(2, micro_batch)) % plan.global_batch
     for step in steps:
         batch = plan.drawn(step)
         mine = share(plan.global_batch, process, processes)
-        positions = np.arange(mine.start, mine.stop) if mine else np.arange(2) % plan.global_batch
-        pieces = -(-len(positions) // micro_batch)
+        pieces = -(-len(share(plan.global_batch, 0, processes)) // micro_batch)
         for piece in range(pieces):
-            part = share(len(positions), piece, pieces)
-            here = positions[part.start : part.stop]
+            part = share(len(mine), piece, pieces)
+            here = np.asarray(mine[part.start : part.stop]) if part else stand_ins
             partners = np.where(here ^ 1 < plan.global_batch, here ^ 1, here)
             drawn, mixed = batch.take(here), batch.take(partners) if mixing else None
             yield Work(
@@ -186,7 +187,7 @@ def training_work(
                 piece,
                 pieces,
                 drawn.numbers,
-                valid=bool(mine),
+                valid=bool(part),
                 first=int(here[0]),
                 copies=drawn.copies,
                 partners=mixed.numbers if mixed else None,

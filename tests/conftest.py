@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -48,6 +50,22 @@ def once(shared):
         return folder
 
     return get
+
+
+@pytest.fixture
+def file_limit():
+    """`with file_limit(size)`: no file of this process can grow beyond so many bytes, as on a full disk."""
+
+    @contextlib.contextmanager
+    def limited(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture(scope="session")

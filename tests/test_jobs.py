@@ -484,38 +484,6 @@ def test_all_that_has_state_goes_on_to_the_same_bits(processes, name, common, tm
         assert rates == [0.002 * drop for drop in drops], "only the first evaluation is progress"
 
 
-STOP_BEFORE_EVALUATION = f"""
-import os, pathlib, signal, sys, threading, time
-
-def time_it():
-    while not hasattr(sys.modules.get("training.recorder"), "Recorder"):
-        time.sleep(0.01)
-    recorder = sys.modules["training.recorder"].Recorder
-    plain = recorder.step
-    def step(self, number, sums):
-        if number == {EPOCH} - 3 and not pathlib.Path("struck").exists():
-            pathlib.Path("struck").touch()
-            os.kill(os.getpid(), signal.SIGTERM)
-        return plain(self, number, sums)
-    recorder.step = step
-
-threading.Thread(target=time_it, daemon=True).start()
-"""
-
-
-def test_a_run_stopped_between_an_epoch_and_its_evaluation_owes_it_and_pays(common, whole, tmp_path):
-    """sitecustomize.py sends the signal so that the processes agree on it after the epoch's last step."""
-    (tmp_path / "sitecustomize.py").write_text(STOP_BEFORE_EVALUATION)
-    command = [*PYTHON, *common, "--run-dir", "run"]
-    done = run(command, folder=tmp_path, env={"PYTHONPATH": str(tmp_path)})
-    assert done.code == 75, done.err
-    assert steps_of(tmp_path / "run")[-1] == EPOCH
-    assert not records(tmp_path / "run", "eval")
-    succeed(command, folder=tmp_path)
-    assert results(tmp_path / "run") == results(whole(1))
-    assert weights_sha(tmp_path / "run") == weights_sha(whole(1))
-
-
 def test_stopping_accelerate_lets_its_one_process_save(common, whole, tmp_path):
     """`accelerate launch` dies of SIGTERM without a word to the process that it started."""
     command = [*ACCELERATE, str(RUN), *common, "--run-dir", "run", "--checkpoint.every-steps", "none"]
@@ -698,7 +666,8 @@ def test_another_data_set_is_refused(finished, digits, common):
     described["splits"]["train"]["shards"].reverse()
     (other / "dataset.json").write_text(json.dumps(described))
     command = [*PYTHON, *common, "--run-dir", "run", "--data.root", other]
-    refused(run(command, folder=finished.parent), "RESUME", "not the data set of this run")
+    done = run(command, folder=finished.parent)
+    refused(done, "RESUME", "not the data set of this run", "the same keys, in other files", lines=3)
 
 
 def test_fresh_moves_the_old_run_aside_whole(whole, finished, common):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from timm.layers.norm_act import convert_sync_batchnorm
 from timm.utils.model_ema import ModelEmaV3
 
 from data_pipeline.fault import UserError
@@ -20,12 +19,16 @@ from data_pipeline.plan import Plan
 from training.checkpoint import read_state, read_tensors
 from training.command import Request
 from training.config import Config
+from training.exact.conditions import check_processes, fix_arithmetic
 from training.freezing import Freezing, apply_freezing, plan_freezing
+from training.gradient_sums import add_up_gradients
+from training.initial_weights import initial_file, load_initial
 from training.job import Job, length_of
 from training.labels import learned_labels
 from training.networks.build import build_network, head_names
 from training.networks.options import apply_options
 from training.networks.pretrained import LoadReport, load_pretrained
+from training.networks.synced_batch_norm import Presence, synchronise
 from training.optim import build_optimizer, load_optimizer_numbers
 from training.process import Place
 from training.reading import make_plan
@@ -45,8 +48,11 @@ from training.tasks.task import Kept, Task
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # in accelerate's words
 
 
-def join(config: Config) -> Accelerator:
-    """Find the other processes and the device; USAGE and CONFIG where they are not what was asked for."""
+def join(config: Config, *, learning: bool = False) -> Accelerator:
+    """Find the other processes and the device; USAGE and CONFIG where they are not what was asked for.
+
+    With `learning`, exact mode sets its conditions.
+    """
     cpu = (
         os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
         or not torch.cuda.is_available()
@@ -58,12 +64,13 @@ def join(config: Config) -> Accelerator:
             mend="start one process per GPU, or set ACCELERATE_USE_CPU=true to train on the CPU",
             code="USAGE",
         )
-    if cpu and (config.train.precision == "fp16" or config.train.sync_batchnorm):
-        wrong = "train.precision: fp16" if config.train.precision == "fp16" else "train.sync_batchnorm: true"
-        raise UserError(
-            f"{wrong} needs a GPU", mend="use bf16 or fp32, and sync_batchnorm false", code="CONFIG"
-        )
-    if cpu and "OMP_NUM_THREADS" not in os.environ:
+    if cpu and config.train.precision == "fp16":
+        raise UserError("train.precision: fp16 needs a GPU", mend="use bf16 or fp32", code="CONFIG")
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if learning and config.train.exact:
+        check_processes(config, asked)
+        fix_arithmetic(cpu=cpu)
+    elif cpu and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
     # torch renamed this option lately and floors stay low, so the old name has to do; and it remarks on the
     # layout of 1 x 1 convolutions' gradients, which is theirs to choose.
@@ -71,14 +78,17 @@ def join(config: Config) -> Accelerator:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # Buffers are not broadcast at every step: training never reads them, and evaluation takes process zero's.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    timeout = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=config.train.timeout_seconds))
+    # Longer than a hang may last: who finds that knows what the others do, a collective knows nothing.
+    seconds = max(config.train.timeout_seconds, 60 * config.train.hang_minutes + 30)
+    timeout = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=seconds))
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=PRECISIONS[config.train.precision],
         kwargs_handlers=[ddp, timeout],
         log_with=None if config.tracking.wandb == "disabled" else "wandb",
     )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if not cpu:
+        _round_products(tf32=config.train.tf32)
     if accelerator.num_processes != asked:
         raise UserError(
             f"{asked} processes were asked for, {accelerator.num_processes} came together",
@@ -86,6 +96,12 @@ def join(config: Config) -> Accelerator:
             code="USAGE",
         )
     return accelerator
+
+
+def _round_products(*, tf32: bool) -> None:
+    """Let GPUs round the factors of fp32 products, or not; torch by itself does in convolutions only."""
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
 
 
 def assemble(
@@ -105,20 +121,20 @@ def assemble(
     config, plan = request.config, make_plan(request.config, dataset)
     labels = learned_labels(config, dataset)
     task = make_task(labels, config.loss)
-    _check_best(config, task)
+    _check_scores(config, task)
     check_schedule(config.optim, length_of(config, plan))
-    network, head, loaded = _network(config, dataset, task, checkpoint)
+    network, head, loaded = _network(request, dataset, task, checkpoint)
     freezing = _freezing(config, plan, network, head)
     apply_freezing(network, freezing.frozen_at(progress.step))
-    if config.train.sync_batchnorm:
-        # timm's, because torch's loses the activation that many of timm's layers keep inside BatchNorm.
-        network = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    presence = synchronise(network) if config.train.sync_batchnorm else Presence()
     network.to(accelerator.device)
     average = _average(config, network, checkpoint)
     apply_options(network, config.model)
     trainable, device = freezing.trainable, accelerator.device.type
     optimizer = build_optimizer(network, config.optim, head=head, trainable=trainable, device_type=device)
-    model, optimizer = accelerator.prepare(network, optimizer)
+    # In exact mode gradients are added up without DDP, and a model to evaluate is the one that has none.
+    model = accelerator.prepare_model(network, evaluation_mode=config.train.exact)
+    optimizer = accelerator.prepare_optimizer(optimizer)
     names = parameter_names(network, optimizer)
     if checkpoint:
         state = read_state(checkpoint)
@@ -126,7 +142,7 @@ def assemble(
         load_optimizer_numbers(optimizer, state["optimizer"])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
-    return Job(
+    job = Job(
         request=request,
         accelerator=accelerator,
         dataset=dataset,
@@ -143,16 +159,20 @@ def assemble(
         progress=progress,
         loaded=loaded,
         place=place or Place(),
+        presence=presence,
     )
+    add_up_gradients(job.model, job.watch)
+    return job
 
 
 def _network(
-    config: Config, dataset: DatasetIndex, task: Task, checkpoint: Path | None
+    request: Request, dataset: DatasetIndex, task: Task, checkpoint: Path | None
 ) -> tuple[torch.nn.Module, frozenset[str], LoadReport | None]:
-    """The bare network, the names of its head's parameters, and what came from pretrained weights.
+    """The bare network, the names of its head's parameters, and what came from somebody's weights.
 
-    Its initial weights depend on the seed only. A checkpoint goes before weights that a run may start from.
+    Numbers that are drawn depend on the seed only; training.initial_weights says what goes before what.
     """
+    config = request.config
     model, loaded = config.model, None
     asked: dict[str, Any] = {"task": config.task, "channels": dataset.channels, "outputs": task.outputs}
     torch.manual_seed(config.seed)
@@ -160,6 +180,8 @@ def _network(
     head = head_names(model.name, arguments=model.arguments, **asked)
     if checkpoint:
         load_model(network, read_tensors(checkpoint, MODEL_FILE), origin=str(checkpoint))
+    elif file := initial_file(request):
+        loaded = load_initial(network, file, dataset, task=config.task)
     elif model.pretrained:
         loaded = load_pretrained(
             network, model.pretrained, name=model.name, arguments=model.arguments, head=head, **asked
@@ -190,15 +212,16 @@ def _average(config: Config, network: torch.nn.Module, checkpoint: Path | None) 
     return average
 
 
-def _check_best(config: Config, task: Task) -> None:
-    """CONFIG where no score has the name that `eval.best` gives: now, not after the first epoch."""
+def _check_scores(config: Config, task: Task) -> None:
+    """CONFIG where no score has the name that an option gives: now, not after the first epoch."""
     nothing = {name: np.zeros(shape) for name, shape in task.sums.items()}
     rows = np.empty((0, task.outputs))
     kept = Kept(rows.astype(np.float32), rows.astype(np.int8)) if task.keeps_rows else None
     known = ["train_loss"] if config.data.val_split is None else ["loss", *task.score(nothing, kept).metrics]
-    if config.eval.best is not None and config.eval.best not in known:
-        raise UserError(
-            f"eval.best: {config.eval.best!r} is no score of this run",
-            mend=f"one of: {', '.join(known)}",
-            code="CONFIG",
-        )
+    named = {"eval.best": config.eval.best}
+    if config.train.early_stop is not None:
+        named["train.early_stop: metric"] = config.train.early_stop.metric
+    for option, name in named.items():
+        if name is not None and name not in known:
+            what = f"{option}: {name!r} is no score of this run"
+            raise UserError(what, mend=f"one of: {', '.join(known)}", code="CONFIG")

@@ -46,15 +46,18 @@ class Console:
         """Training starts, or goes on after a pause that does not belong into its speed."""
         self._since = (time.monotonic(), samples)
 
-    def step(self, *, step: int, steps: int, epoch: int, loss: float, lr: float, samples: int) -> None:
-        """Show a finished optimizer step (`step` of `steps` done, `samples` in the whole run)."""
+    def step(self, *, step: int, steps: int, epoch: int, loss: float | None, lr: float, samples: int) -> None:
+        """Show a finished optimizer step (`step` of `steps` done, `samples` in the whole run).
+
+        `loss` None: it is not finite.
+        """
         if not self._active:
             return
         now, (since, before) = time.monotonic(), self._since
         if now - since >= 1:
             self._speed = (samples - before) / (now - since)
             self._since = (now, samples)
-        row, left = f"loss {loss:.4f}  rate {lr:.2e}", ""
+        row, left = f"loss {'not finite' if loss is None else f'{loss:.4f}'}  rate {lr:.2e}", ""
         if self._speed > 0:
             row += f"  {self._speed:,.0f} images/s"
             left = f"{_clock((steps - step) * (samples / step) / self._speed)} left"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -114,6 +115,13 @@ def gather_rows(rows: list[NDArray[Any]], *, width: int, kind: type) -> NDArray[
     """Rows [n, width] of all processes, one below the other in the order of the processes."""
     mine = np.concatenate(rows) if rows else np.empty((0, width), kind)
     return np.concatenate(_gathered(mine))
+
+
+def exact_sums(rows: NDArray[Any]) -> torch.Tensor:
+    """The sum of each column of rows [n, S], float64 [S], rounded once: it does not depend on their order."""
+    if not np.isfinite(rows).all():
+        return torch.from_numpy(rows).sum(dim=0)
+    return torch.tensor([math.fsum(column) for column in rows.T], dtype=torch.float64)
 
 
 def _gathered(mine: T) -> list[T]:

@@ -8,11 +8,12 @@ from typing import Any
 from training.assembly import join
 from training.command import Request
 from training.console import Console
-from training.evaluation import Scores, describe, evaluate
+from training.evaluation import Examined, Scores, describe, evaluate
 from training.process import Place, forget_failure, leave
 from training.reading import open_dataset
 from training.scores.bootstrap import intervals
 from training.scores.text import lines
+from training.vigil.joining import watch_over
 from training.weights import check_fits, read_weights
 
 
@@ -22,13 +23,15 @@ def evaluate_weights(request: Request, place: Place) -> None:
     forget_failure(request.run_dir)
     dataset = open_dataset(config, learning=False)
     accelerator = join(config)
-    place.joined(accelerator.process_index)
+    watch_over(place, accelerator, config)
     saved = read_weights(request)
     check_fits(saved, dataset)
     device = accelerator.device
     network = saved.network.to(device)
-    normalize = saved.normalizer(device)
-    scores = evaluate(network, saved.task, config, dataset, accelerator=accelerator, normalize=normalize)
+    examined = Examined(network, saved.task, config, dataset, accelerator, saved.normalizer(device))
+    scores = evaluate(examined, place=place)
+    place.rest()
+    assert scores is not None, "nobody asks this to stop"
     if accelerator.is_main_process:
         spread = _intervals(scores, request)
         record = {
@@ -52,7 +55,7 @@ def evaluate_weights(request: Request, place: Place) -> None:
             console.say(f"{name:<{width}} {'undefined' if value is None else repr(value)}")
         for line in lines(scores.findings, saved.classes, intervals=spread):
             console.say(line)
-    leave(accelerator)
+    leave(accelerator, place)
 
 
 def _intervals(scores: Scores, request: Request) -> dict[str, Any] | None:

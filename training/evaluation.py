@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.batch import Batch
 from data_pipeline.draws import hash64
-from data_pipeline.index import DatasetIndex
+from data_pipeline.index import DatasetIndex, Split
 from data_pipeline.plan import Work, evaluation_work
 from training.config import Config
 from training.counts import (
@@ -24,11 +26,13 @@ from training.counts import (
     add_to_runs,
     digest_parts,
     distinct,
+    exact_sums,
     gather_rows,
     gather_runs,
     joined_digest,
 )
 from training.inputs import Inputs, Normalizer
+from training.process import Place
 from training.reading import batches
 from training.tasks.task import Findings, Kept, Tally, Task
 
@@ -57,39 +61,57 @@ class _Found:
     """What one process has of a pass."""
 
     sums: Tally
-    runs: Runs
-    outputs: list[NDArray[Any]]
-    targets: list[NDArray[Any]]
+    runs: Runs = field(default_factory=list)
+    losses: list[torch.Tensor] = field(default_factory=list)  # float64 [S] of the objective, of each batch
+    outputs: list[NDArray[Any]] = field(default_factory=list)
+    targets: list[NDArray[Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What is evaluated: a network (bare, not wrapped for DDP) on `data.val_split` of a data set, and how."""
+
+    network: torch.nn.Module
+    task: Task
+    config: Config
+    dataset: DatasetIndex
+    accelerator: Accelerator
+    normalize: Normalizer
+
+    @property
+    def split(self) -> Split:
+        """The samples."""
+        assert self.config.data.val_split is not None
+        return self.dataset.split(self.config.data.val_split)
 
 
 def evaluate(
-    network: torch.nn.Module,
-    task: Task,
-    config: Config,
-    dataset: DatasetIndex,
-    *,
-    accelerator: Accelerator,
-    normalize: Normalizer,
-) -> Scores:
-    """Score `network` (bare, not wrapped for DDP) on the validation split; the same numbers on every process.
+    examined: Examined, *, place: Place | None = None, asked: Callable[[], bool] = lambda: False
+) -> Scores | None:
+    """Score the network on the validation split; the same numbers on every process.
 
     All processes take process zero's weights and buffers first: running statistics of BatchNorm drift apart.
-    RuntimeError where the certificate does not hold.
+    None on all of them where one was `asked` to stop before the end of its share: a part of a split has no
+    score. RuntimeError where the certificate does not hold.
     """
-    assert config.data.val_split is not None
-    take_from_main(network, accelerator)
-    split = dataset.split(config.data.val_split)
-    found = _pass(network, task, config, dataset, accelerator=accelerator, normalize=normalize)
+    task, accelerator = examined.task, examined.accelerator
+    take_from_main(examined.network, accelerator)
+    found = _pass(examined, place or Place(), asked)
     totals = _reduced(found.sums, accelerator.device)
-    parts = totals.pop("_digest").tolist()
+    if totals.pop("_broken_off"):
+        return None
+    split, parts = examined.split, totals.pop("_digest").tolist()
     certificate = Certificate(
         split.samples, int(totals.pop("_seen")), distinct(gather_runs(found.runs)), joined_digest(parts)
     )
     certificate.check(split.keys_digest)
-    loss = float(task.objective.value(torch.from_numpy(totals.pop("_loss"))))
+    rows = [torch.stack(found.losses).cpu().numpy()] if found.losses else []
+    sums = exact_sums(gather_rows(rows, width=task.objective.size, kind=np.float64))
     kept = _gathered(found, task.outputs) if task.keeps_rows else None
     findings = task.score(totals, kept)
-    return Scores(replace(findings, metrics={**findings.metrics, "loss": loss}), certificate, kept)
+    loss = float(task.objective.value(sums))
+    metrics = {**findings.metrics, "loss": loss if math.isfinite(loss) else None}
+    return Scores(replace(findings, metrics=metrics), certificate, kept)
 
 
 def take_from_main(network: torch.nn.Module, accelerator: Accelerator) -> None:
@@ -99,37 +121,32 @@ def take_from_main(network: torch.nn.Module, accelerator: Accelerator) -> None:
             tensor.copy_(broadcast(tensor, from_process=0))
 
 
-def _pass(
-    network: torch.nn.Module,
-    task: Task,
-    config: Config,
-    dataset: DatasetIndex,
-    *,
-    accelerator: Accelerator,
-    normalize: Normalizer,
-) -> _Found:
+def _pass(examined: Examined, place: Place, asked: Callable[[], bool]) -> _Found:
     """This process's sums over its batches, and the numbers of the samples that were in them."""
-    assert config.data.val_split is not None
-    samples = dataset.split(config.data.val_split).samples
+    network, task, accelerator = examined.network, examined.task, examined.accelerator
 
     def work() -> Iterator[Work]:
         return evaluation_work(
-            samples,
-            batch=config.eval.batch,
+            examined.split.samples,
+            batch=examined.config.eval.batch,
             process=accelerator.process_index,
             processes=accelerator.num_processes,
         )
 
     # Also a process without a batch names every sum: the reduction needs the same vector everywhere.
-    shapes = {**task.sums, "_loss": (task.objective.size,)}
-    zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-    found = _Found({**zeros, **_proof_sums([])}, [], [], [])
+    zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in task.sums.items()}
+    found = _Found({**zeros, **_proof_sums([]), "_broken_off": torch.zeros((), dtype=torch.float64)})
     found.sums = {name: value.to(accelerator.device) for name, value in found.sums.items()}
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
-    with torch.inference_mode():
-        for batch in batches(config, dataset, accelerator, work, learning=False):
-            inputs = normalize(batch)
+    read = batches(examined.config, examined.dataset, accelerator, work, learning=False)
+    with torch.inference_mode(), contextlib.closing(read):
+        for batch in read:
+            if asked():
+                found.sums["_broken_off"] += 1
+                break
+            place.at(samples=batch.keys)
+            inputs = examined.normalize(batch)
             with accelerator.autocast():
                 outputs = network(inputs.images)
             _add(found, task, outputs.float(), inputs, batch)
@@ -140,9 +157,10 @@ def _pass(
 
 def _add(found: _Found, task: Task, outputs: torch.Tensor, inputs: Inputs, batch: Batch) -> None:
     sums = task.tally(outputs, inputs.targets, inputs.valid)
-    sums |= {"_loss": task.objective.sums(outputs, inputs), **_proof_sums([batch])}
+    sums |= _proof_sums([batch])
     for name, value in sums.items():
         found.sums[name] = found.sums[name] + value.to(found.sums[name].device)
+    found.losses.append(task.objective.sums(outputs, inputs).double())
     add_to_runs(found.runs, batch.work.numbers)
     if task.keeps_rows:
         found.outputs.append(outputs.cpu().numpy())

@@ -18,8 +18,10 @@ class Flags(Section):
     """move an existing run directory aside instead of resuming it"""
     allow_config_change: bool = False
     """resume although keys that decide what is learned have changed"""
+    init_from: str | None = None
+    """a new run begins with another one's weights: its directory, a checkpoint, or a .safetensors file"""
     weights: str = "best"
-    """evaluate, predict: best, last, or a .safetensors file with its model.json beside it"""
+    """evaluate, predict: best, last, or a .safetensors file with its model.json; also of --init-from RUN"""
     print_config: bool = False
     """print the resolved configuration and stop"""
     dry_run: bool = False

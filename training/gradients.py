@@ -16,14 +16,17 @@ import torch
 
 from data_pipeline.batch import Batch
 from training.counts import SharedSums
+from training.exact.grains import accumulate_grains
 from training.inputs import Inputs, Normalizer
 from training.job import Job
-from training.micro_batch import add_digest, empty_share, next_batch, seed_dropout, sums_of
+from training.micro_batch import add_digest, empty_share, next_batch, seed_dropout, sums_of, take_gradient
 from training.step_report import Share
 
 
 def accumulate(job: Job, batches: Iterator[Batch], step: int) -> Share:
     """Leave the gradient of global batch `step` in the parameters; every process comes here."""
+    if job.config.train.exact:
+        return accumulate_grains(job, batches, step)
     seed_dropout(job, step, str(job.accelerator.process_index))
     normalize, share = job.normalizer, empty_share(job, rows=1)
     first = next_batch(job, batches, step, share)
@@ -44,7 +47,7 @@ def _take_as_they_come(
         inputs = normalize(batch)
         add_digest(job, batch, inputs, share)
         with _reduced_at_the_end(job, last=batch.last):
-            _backward(job, _sums(job, job.model, inputs, share), slopes)
+            take_gradient(job, _sums(job, job.model, inputs, share), slopes)
         if batch.last:
             return
         batch = next_batch(job, batches, batch.work.step, share)
@@ -57,7 +60,7 @@ def _take_alone(job: Job, normalize: Normalizer, batch: Batch, share: Share) -> 
     under_way = SharedSums(objective.counts(inputs)) if objective.needs == "targets" else None
     sums = _sums(job, job.model, inputs, share)
     known = under_way or SharedSums(sums.detach().double())
-    _backward(job, sums, objective.slopes(known.tensor()))
+    take_gradient(job, sums, _slopes(job, known))
 
 
 def _take_together(
@@ -77,10 +80,10 @@ def _take_together(
     else:
         known = _previewed(job, normalize, held)
         seed_dropout(job, first.work.step, str(job.accelerator.process_index))
-    slopes = objective.slopes(SharedSums(known).tensor())
+    slopes = _slopes(job, SharedSums(known))
     for number, inputs in enumerate(held, 1):
         with _reduced_at_the_end(job, last=number == len(held)):
-            _backward(job, _sums(job, job.model, normalize.normalised(inputs), share), slopes)
+            take_gradient(job, _sums(job, job.model, normalize.normalised(inputs), share), slopes)
 
 
 def _previewed(job: Job, normalize: Normalizer, held: list[Inputs]) -> torch.Tensor:
@@ -95,16 +98,18 @@ def _previewed(job: Job, normalize: Normalizer, held: list[Inputs]) -> torch.Ten
     return unused.sums[0]
 
 
+def _slopes(job: Job, known: SharedSums) -> torch.Tensor:
+    """Of the objective, from what all processes know of the global batch."""
+    job.watch.switch("reduce")
+    sums = known.tensor()
+    job.watch.switch("compute")
+    return job.task.objective.slopes(sums)
+
+
 def _sums(job: Job, model: torch.nn.Module, inputs: Inputs, share: Share) -> torch.Tensor:
     sums = sums_of(job, model, inputs)
-    share.sums[0] += sums.detach()
+    share.sums[0].add_(sums.detach())
     return sums
-
-
-def _backward(job: Job, sums: torch.Tensor, slopes: torch.Tensor) -> None:
-    # DDP averages over processes, so their number is put back.
-    factors = (slopes * job.accelerator.num_processes).to(sums.dtype)
-    job.accelerator.backward((sums * factors).sum())
 
 
 def _reduced_at_the_end(job: Job, *, last: bool) -> contextlib.AbstractContextManager[object]:

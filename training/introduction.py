@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 
+import torch
+from accelerate.utils import gather_object
+
+from data_pipeline.disk import file_sha256
+from training.accounting import Machine, Spent, account
+from training.exact.conditions import listed
+from training.exact.sum_tree import process_counts
 from training.job import Job
 from training.parameter_groups import describe_groups
 
@@ -14,10 +23,11 @@ def introduce(job: Job, say: Say) -> None:
     """Network, data, task, machine and plan, a line each."""
     config = job.config
     processes, batch = job.accelerator.num_processes, config.train.global_batch
+    share = -(-batch // processes)
     parameters = sum(parameter.numel() for parameter in job.network.parameters())
     training = job.dataset.split(config.data.train_split).samples
     held_out = job.dataset.split(config.data.val_split).samples if config.data.val_split else 0
-    say(f"network   {config.model.name}, {parameters / 1e6:.1f} M parameters, {config.train.precision}")
+    say(f"network   {config.model.name}, {parameters / 1e6:.1f} M parameters, {_precision(job)}")
     for line in job.loaded.lines() if job.loaded else []:
         say(f"          {line}")
     for line in describe_groups(job.optimizer):
@@ -32,11 +42,37 @@ def introduce(job: Job, say: Say) -> None:
         f"{config.data.workers} reader {config.data.worker_kind} each"
     )
     say(
-        f"plan      {batch} samples a step ({-(-batch // processes)} a process), "
+        f"plan      {batch} samples a step ({share} a process), "
         f"{job.plan.steps_per_epoch} steps an epoch, {job.last_step} in all"
     )
+    if config.train.sync_batchnorm and (pieces := -(-share // (config.train.micro_batch or share))) > 1:
+        say(f"norm      BatchNorm sees one micro-batch of all processes at a time, of {pieces} in a step")
+    if config.train.exact:
+        own, counts = config.grains // processes, listed(process_counts(config.grains))
+        say(f"exact     {config.grains} grains of {config.grain} samples ({own} a process)")
+        say(f"          the same bits on {counts} of machines like this")
     state = f"resumed at step {job.progress.step}" if job.progress.step else "new"
     say(f"run       {job.request.run_dir} ({state})")
+
+
+def _precision(job: Job) -> str:
+    train = job.config.train
+    rounded = train.tf32 and job.accelerator.device.type == "cuda"
+    return f"{train.precision} with products in tf32" if rounded else train.precision
+
+
+def time_lines(job: Job) -> list[str]:
+    """What the time of this start went into, over all processes; every process comes here."""
+    job.watch.read(job.watch.lap())
+    everyone = gather_object([Spent(socket.gethostname(), job.watch.totals)])
+    sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    machine = Machine(
+        device=job.accelerator.device.type,
+        processes=job.accelerator.num_processes,
+        cores=max(1, len(os.sched_getaffinity(0)) // sharers),
+        threads=torch.get_num_threads(),
+    )
+    return account(everyone, job.config, machine)
 
 
 def conclude(job: Job, say: Say) -> None:
@@ -49,4 +85,7 @@ def conclude(job: Job, say: Say) -> None:
     say(f"run       {run_dir}")
     say(f"plots     {run_dir / 'plots'}")
     # None is the best where the score that chooses was never defined.
-    say(f"weights   {run_dir / 'weights' / ('best' if best else 'last')}.safetensors")
+    weights = run_dir / "weights" / f"{'best' if best else 'last'}.safetensors"
+    say(f"weights   {weights}")
+    if job.config.train.exact:
+        say(f"sha256    {file_sha256(weights)}")

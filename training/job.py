@@ -13,10 +13,13 @@ from data_pipeline.index import DatasetIndex
 from data_pipeline.plan import Plan
 from training.command import Request
 from training.config import Config
+from training.exact.grain_sums import GrainSums
 from training.freezing import Freezing, apply_freezing, train_mode
+from training.gradient_sums import add_up_gradients
 from training.inputs import Normalizer, pixel_statistics
 from training.losses import Labels
 from training.networks.pretrained import LoadReport
+from training.networks.synced_batch_norm import Presence
 from training.process import Place
 from training.schedules import RunLength, rate_at
 from training.state import Progress
@@ -45,6 +48,8 @@ class Job:
     loaded: LoadReport | None = None  # what came from pretrained weights
     place: Place = field(default_factory=Place)  # where this process is, for its last words
     watch: Stopwatch = field(default_factory=Stopwatch)
+    presence: Presence = field(default_factory=Presence)  # for BatchNorm that is synchronised
+    grain_sums: GrainSums | None = None  # in exact mode, from the first batch on
 
     @property
     def config(self) -> Config:
@@ -88,6 +93,11 @@ class Job:
         """The parameters that make the outputs."""
         return [parameter for name, parameter in self.network.named_parameters() if name in self.head]
 
+    @cached_property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Those of the network; walking through a large one takes a millisecond."""
+        return list(self.network.parameters())
+
     @property
     def scored(self) -> torch.nn.Module:
         """The network that is evaluated and taken away: the averaged one where there is one."""
@@ -117,7 +127,9 @@ class Job:
         self.model = accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         apply_freezing(self.network, self.freezing.frozen_at(step))
         train_mode(self.network, self.freezing.frozen_at(step))
-        self.model = accelerator.prepare_model(self.network)
+        self.grain_sums = None
+        self.model = accelerator.prepare_model(self.network, evaluation_mode=self.config.train.exact)
+        add_up_gradients(self.model, self.watch)
 
 
 def length_of(config: Config, plan: Plan) -> RunLength:

@@ -73,7 +73,7 @@ class Objective:
         outputs = outputs.float()
 
         def of(targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-            return torch.cat([term.sums(outputs, targets, weights) for _, term in self.terms])
+            return _joined([term.sums(outputs, targets, weights) for _, term in self.terms])
 
         return _of_both(inputs, of)
 
@@ -98,15 +98,19 @@ class Objective:
 
     def values(self, sums: torch.Tensor) -> list[torch.Tensor]:
         """The loss of each term, 0-dimensional, from float64 sums [S] over the whole global batch."""
-        pieces = torch.split(sums, [term.size for _, term in self.terms])
+        pieces = torch.split(sums, [term.size for _, term in self.terms]) if len(self.terms) > 1 else [sums]
         return [term.value(piece) for (_, term), piece in zip(self.terms, pieces, strict=True)]
 
     def value(self, sums: torch.Tensor) -> torch.Tensor:
         """The weighted sum of the losses."""
-        values = self.values(sums)
-        return torch.stack(
-            [factor * value for (factor, _), value in zip(self.terms, values, strict=True)]
-        ).sum()
+        return self.weighted(self.values(sums))
+
+    def weighted(self, values: list[torch.Tensor]) -> torch.Tensor:
+        """The sum of `values`, each by its term's factor."""
+        if len(values) == 1:
+            return self.terms[0][0] * values[0]
+        factors = (factor for factor, _ in self.terms)
+        return torch.stack([factor * value for factor, value in zip(factors, values, strict=True)]).sum()
 
     def slopes(self, sums: torch.Tensor) -> torch.Tensor:
         """Float64 [S], the derivative of `value` by each sum over the global batch.
@@ -117,6 +121,10 @@ class Objective:
         with torch.enable_grad():
             (slopes,) = torch.autograd.grad(self.value(at), at)
         return slopes
+
+
+def _joined(pieces: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def _of_both(inputs: Inputs, of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:

@@ -26,18 +26,23 @@ def draw_plots(run_dir: Path) -> list[Path]:
 
 def _draw_loss(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], path: Path) -> Path:
     figure, axes = _figure("Loss")
-    at, losses = [record["step"] for record in steps], [record["loss"] for record in steps]
+    # A loss is null where it was not finite.
+    known = [record for record in steps if record["loss"] is not None]
+    at, losses = [record["step"] for record in known], [record["loss"] for record in known]
     axes.plot(at, losses, color=PALE, linewidth=1, label="each step")
     axes.plot(at, _smoothed(losses), color=INK, linewidth=2, label="running mean")
     held_out = [
-        (record["step"], record["metrics"]["loss"]) for record in evaluations if "loss" in record["metrics"]
+        (record["step"], record["metrics"]["loss"])
+        for record in evaluations
+        if record["metrics"].get("loss") is not None
     ]
     if held_out:
         axes.plot(*zip(*held_out, strict=True), color=ACCENT, marker="o", linewidth=1.5, label="held out")
     axes.set_yscale("log")
     axes.set_ylabel("loss")
     rates = axes.twinx()
-    rates.plot(at, [record["lr"] for record in steps], color=INK, linestyle=":", linewidth=1)
+    lines = [(record["step"], record["lr"]) for record in steps]
+    rates.plot(*zip(*lines, strict=True), color=INK, linestyle=":", linewidth=1)
     rates.set_ylabel("learning rate (dotted)")
     rates.spines["top"].set_visible(False)
     axes.legend(frameon=False)
@@ -90,7 +95,7 @@ def _saved(figure: Any, path: Path) -> Path:
 def _smoothed(values: list[float]) -> list[float]:
     """Exponential mean over about a twentieth of the run."""
     keep = 1 - 1 / max(1.0, len(values) / 20)
-    smooth, mean = [], values[0]
+    smooth, mean = [], values[0] if values else 0.0
     for value in values:
         mean = keep * mean + (1 - keep) * value
         smooth.append(mean)

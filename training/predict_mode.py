@@ -6,6 +6,7 @@ from training.assembly import join
 from training.command import Request
 from training.prediction import predict, predictor_of
 from training.process import Place, forget_failure, leave
+from training.vigil.joining import watch_over
 from training.weights import read_weights
 
 
@@ -13,6 +14,6 @@ def predict_with_weights(request: Request, place: Place) -> None:
     """Write predictions for `predict.source`; every process comes here."""
     forget_failure(request.run_dir)
     accelerator = join(request.config)
-    place.joined(accelerator.process_index)
-    predict(request, accelerator, predictor_of(read_weights(request)))
-    leave(accelerator)
+    watch_over(place, accelerator, request.config)
+    predict(request, accelerator, predictor_of(read_weights(request)), place=place)
+    leave(accelerator, place)

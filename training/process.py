@@ -1,33 +1,38 @@
-"""The life of one process among others: what it checks at its start, who may stop it, and its last words."""
+"""The life of one process among others: what it checks at its start, how it agrees, and its last words."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import gc
-import json
 import os
+import select
 import shutil
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from data_pipeline.fault import USER_EXIT
 from training.config import UserError, fatal_line, user_error_text
+from training.vigil.ending import EXIT_CODES as EXIT_CODES
+from training.vigil.ending import Ending, Failure, speak
+from training.vigil.place import Place as Place
+from training.vigil.stacks import forget
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
 
-EXIT_CODES = {"CRASH": 70, "STORAGE": 74, "STOPPED": 75, "NONFINITE": 76}
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+INTERRUPTED, PIPE_CLOSED = 128 + signal.SIGINT, 128 + signal.SIGPIPE
+CAUSE_WITHIN = 1.2  # seconds in which the cause of a failure that may be another process's is known
+STACKS_WITHIN = 5.0  # seconds for the vigil to write this process's stacks
+LAST_WORDS_WITHIN = 600.0  # seconds that process zero may take for its last checkpoint
 # The disk's or its owner's doing, not the program's: told in one line, without a traceback.
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES, errno.EPERM}
 
@@ -35,47 +40,23 @@ STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTA
 class Ended(Exception):
     """The run ends here for a reason that has a name in EXIT_CODES."""
 
-    def __init__(self, code: str, what: str, *, hint: str) -> None:
+    def __init__(
+        self, code: str, what: str, *, hint: str, samples: tuple[str, ...] = (), layer: str = ""
+    ) -> None:
         super().__init__(what)
         self.code, self.what, self.hint = code, what, hint
-
-
-@dataclass
-class Place:
-    """Where this process is, as far as it knows: what its last words mention."""
-
-    run_dir: Path | None = None
-    rank: int = field(default_factory=lambda: int(os.environ.get("RANK", "0") or 0))
-    step: int | None = None
-    samples: list[str] = field(default_factory=list)  # keys of the micro-batch under way
-    beats: int = 0  # goes up with every sign of progress
-    together: bool = False
-    """whether the processes have joined: from then on a mistake is one process's own"""
-
-    def at(self, *, step: int | None = None, samples: list[str] | None = None) -> None:
-        """Something goes on: here."""
-        self.step = self.step if step is None else step
-        self.samples = self.samples if samples is None else samples
-        self.beats += 1
-
-    def joined(self, rank: int) -> None:
-        """From now on the processes know one another."""
-        self.rank, self.together = rank, True
-
-    @property
-    def speaks(self) -> bool:
-        """Whether this process reports a user's mistake that all of them make: one on each machine does."""
-        return self.together or os.environ.get("LOCAL_RANK", "0") == "0"
+        self.samples, self.layer = samples, layer  # where numbers stopped being finite
 
 
 def forget_failure(run_dir: Path) -> None:
-    """Remove the word of an earlier start's failure, before the processes join; one process does it.
+    """Remove the word and the stacks of an earlier start's failure, before the processes join; one does it.
 
     After that, the first process that writes failure.json is the one that speaks.
     """
     if os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError):
             (run_dir / "failure.json").unlink(missing_ok=True)
+        forget(run_dir)
 
 
 class Agreed(Exception):
@@ -92,92 +73,127 @@ def last_words() -> Iterator[Place]:
     place = Place()
     try:
         yield place
-    except SystemExit:
-        raise
+    except SystemExit as error:
+        if not place.together:
+            raise
+        _left(place, error)
     except UserError as error:
-        if place.speaks and _write_failure(place, error.code, error.what, error.mend):
-            _speak(place, user_error_text(error, rank=place.rank))
-        _exit(USER_EXIT)
+        if place.speaks and _is_first(place, error.code, error.what, error.mend):
+            speak(user_error_text(error, rank=place.rank))
+        _end(place, error.code, USER_EXIT)
     except Agreed as error:
-        _exit(error.exit_code)
+        _end(place, "AGREED", error.exit_code)
     except Ended as error:
-        if place.rank == 0:
-            _speak(place, f"{error.what}\n{fatal_line(error.code, rank=place.rank, hint=error.hint)}")
-            _write_failure(place, error.code, error.what, error.hint)
-        _exit(EXIT_CODES[error.code])
+        _ended(place, error)
     except KeyboardInterrupt:
-        _exit(130)
+        _end(place, "INTERRUPTED", INTERRUPTED)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and not place.together:  # `--help | head`: nobody reads on
-            os._exit(128 + signal.SIGPIPE)
+        if isinstance(error, BrokenPipeError) and (_nobody_reads() or not place.together):
+            _end(place, "PIPE", PIPE_CLOSED)  # `evaluate | head`
         _storage(place, error)
     except BaseException as error:
-        _crash(place, "CRASH", f"{type(error).__name__}: {error}")
+        _crash(place, "CRASH", f"{type(error).__name__}: {error}", error)
+
+
+def _ended(place: Place, error: Ended) -> NoReturn:
+    """All processes come here alike; process zero speaks, and may have to wait for its last checkpoint."""
+    known = place.watcher.settle(LAST_WORDS_WITHIN) if place.watcher and place.rank else None
+    where = {"samples": error.samples, "layer": error.layer}
+    if known is None and _is_first(
+        place, error.code, error.what, error.hint, replace=place.rank == 0, **where
+    ):
+        speak(f"{error.what}\n{fatal_line(error.code, rank=place.rank, hint=error.hint)}")
+    _end(place, error.code, EXIT_CODES[error.code])
+
+
+def _left(place: Place, error: SystemExit) -> NoReturn:
+    """Somebody's code called sys.exit(): rich does where nobody reads on; else it is a fault."""
+    if isinstance(error.__context__, BrokenPipeError):
+        _end(place, "PIPE", PIPE_CLOSED)
+    _crash(place, "CRASH", f"sys.exit({error.code!r}) was called", error)
+
+
+def _nobody_reads() -> bool:
+    """Whether the other end of stdout or stderr is closed."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            poll.register(stream.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _storage(place: Place, error: OSError) -> NoReturn:
     what = f"error: {error.strerror or error}: {error.filename or ''}"
     if not error.errno or isinstance(error, ConnectionError):
-        _crash(place, "CRASH", what)
+        _crash(place, "CRASH", what, error)
     if error.errno not in STORAGE_ERRORS:
-        _crash(place, "STORAGE", what)
+        _crash(place, "STORAGE", what, error)
     hint = "make room or mend the disk, then start the same command again"
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(Path(str(error.filename or place.run_dir or ".")).absolute().parent).free
         hint = f"{free:,} bytes are free there; {hint}"
-    if _write_failure(place, "STORAGE", what, hint):
-        _speak(place, f"{what}\n{fatal_line('STORAGE', rank=place.rank, hint=hint)}")
-    _exit(EXIT_CODES["STORAGE"])
+    if _is_first(place, "STORAGE", what, hint):
+        speak(f"{what}\n{fatal_line('STORAGE', rank=place.rank, hint=hint)}")
+    _end(place, "STORAGE", EXIT_CODES["STORAGE"])
 
 
-def _crash(place: Place, code: str, what: str) -> NoReturn:
+def _crash(place: Place, code: str, what: str, error: BaseException) -> NoReturn:
+    """The first process to fail is the cause, and shows its traceback; the others fail because it is gone."""
+    if place.watcher is not None:
+        # Libraries tell of a connection that was closed, or of a partner that is late, in one of these.
+        secondary = isinstance(error, RuntimeError | ConnectionError)
+        known = place.watcher.settle(CAUSE_WITHIN if secondary else 0)
+        if known is not None:
+            _fold(known)
     hint = "start the same command again to resume; the traceback above is of the process that failed"
-    step = place.step if place.step is not None else "start"
-    where: dict[str, object] = {"host": socket.gethostname(), "step": step}
-    # The first process to fail is the cause; the others fail because it is gone, and only say so.
-    first = _write_failure(place, code, what, hint)
-    text = traceback.format_exc() if first else f"process {place.rank} ends because another one failed"
-    line = fatal_line(code, rank=place.rank, hint=hint, place=where)
-    _speak(place, f"{text}\n{line}" if first else text)
-    _exit(EXIT_CODES[code])
+    failure = Failure(code, place.rank, socket.gethostname(), what, hint, place.done, tuple(place.samples))
+    if failure.write(place.run_dir, first=place.together):
+        speak(f"{traceback.format_exc()}\n{failure.where()}\n{failure.line()}")
+    elif place.watcher is None:
+        speak(f"process {place.rank} ends because another one failed")
+    exit_code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 0
+    _end(place, code, EXIT_CODES[code], own=exit_code)
 
 
-def _speak(place: Place, text: str) -> None:
-    with contextlib.suppress(OSError):  # a full disk behind stdout must not swallow the last words
-        sys.stdout.flush()
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the contract's last line
-
-
-def _write_failure(place: Place, code: str, what: str, hint: str) -> bool:
+def _is_first(place: Place, code: str, what: str, hint: str, *, replace: bool = False, **where: Any) -> bool:
     """Write RUN/failure.json unless another process of this start has; whether this one is the first."""
-    if place.run_dir is None or not place.run_dir.is_dir():
-        return True
-    content = {"code": code, "rank": place.rank, "host": socket.gethostname(), "step": place.step}
-    text = json.dumps({**content, "what": what, "hint": hint}, indent=1, ensure_ascii=False)
-    try:
-        with (place.run_dir / "failure.json").open("x" if place.together else "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-    except FileExistsError:
-        return False
-    except OSError:
-        return True
-    return True
+    failure = Failure(code, place.rank, socket.gethostname(), what, hint, place.done, **where)
+    return failure.write(place.run_dir, first=place.together and not replace)
+
+
+def _fold(ending: Ending) -> NoReturn:
+    """Leave without a word, for the reason that another process gave."""
+    if ending.code == "HANG":
+        threading.Event().wait(STACKS_WITHIN)  # the vigil writes this process's stacks, and leaves
+    _exit(ending.exit_code)
+
+
+def _end(place: Place, code: str, exit_code: int, *, own: int = 0) -> NoReturn:
+    """Tell the others, and leave with the same exit code, or with this process's `own`."""
+    if place.watcher is not None:
+        place.watcher.announce(Ending(code, exit_code, place.rank))
+    _exit(own or exit_code)
 
 
 def _exit(code: int) -> NoReturn:
     """Leave at once: threads of the collectives abort a process now and then that ends the usual way."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
 
 
-def leave(accelerator: Accelerator) -> NoReturn:
+def leave(accelerator: Accelerator, place: Place) -> NoReturn:
     """The good end: wait for all, take the process group down in an order that never aborts, exit 0.
 
     2 to 4 % of gloo processes abort after success when the interpreter tears the group down (pytorch#190489).
     """
+    place.rest()
+    if place.watcher is not None:
+        place.watcher.part()
     accelerator.wait_for_everyone()
+    if place.watcher is not None:
+        place.watcher.stop()
     accelerator.free_memory()
     gc.collect()
     import torch.distributed as dist
@@ -209,22 +225,3 @@ def agree(accelerator: Accelerator, decide: Callable[[], T]) -> T:
         raise Agreed(answer[1])
     result: T = answer[0]
     return result
-
-
-class StopFlag:
-    """Set by SIGTERM, SIGINT and SIGUSR1, looked at between steps; a second SIGINT stops at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._set)
-
-    def _set(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = self.signal or number
-
-    @property
-    def asked(self) -> bool:
-        """Whether this process was asked to stop."""
-        return self.signal is not None

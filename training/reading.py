@@ -139,6 +139,7 @@ def training_batches(
 ) -> Generator[Batch, None, None]:
     """This process's micro-batches of the given optimizer steps."""
     share = -(-config.train.global_batch // accelerator.num_processes)
+    micro_batch = config.grain if config.train.exact else config.train.micro_batch or share
 
     def work() -> Iterator[Work]:
         return training_work(
@@ -146,7 +147,7 @@ def training_batches(
             steps=steps,
             process=accelerator.process_index,
             processes=accelerator.num_processes,
-            micro_batch=config.train.micro_batch or share,
+            micro_batch=micro_batch,
             mixing=bool(config.data.mixup or config.data.cutmix),
         )
 

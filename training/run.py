@@ -36,10 +36,12 @@ if __name__ == "__main__":
                 evaluate_mode.evaluate_weights(request, place)
             else:
                 from training import assembly, loop, reading, rehearsal, run_directory
+                from training.vigil import joining
 
                 dataset = reading.open_dataset(request.config, learning=True)
-                accelerator = assembly.join(request.config)
-                place.joined(accelerator.process_index)
+                accelerator = assembly.join(request.config, learning=True)
+                compiles = request.config.model.compile
+                joining.watch_over(place, accelerator, request.config, compiles=compiles)
                 if request.flags.dry_run:
                     rehearsal.rehearse(request, accelerator, dataset)
                 else:
@@ -53,4 +55,4 @@ if __name__ == "__main__":
                         place=place,
                     )
                     loop.train(job, start)
-                process.leave(accelerator)
+                process.leave(accelerator, place)

@@ -15,11 +15,20 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from data_pipeline.disk import replace_file
+from data_pipeline.disk import fsync_file, replace_file
 from data_pipeline.index import DatasetIndex
-from training.checkpoint import checkpoints, newest_verified, read_state, set_aside, step_of
+from training.checkpoint import (
+    checkpoints,
+    newest_verified,
+    read_state,
+    remove_leftovers,
+    set_aside,
+    step_of,
+)
 from training.command import Request
 from training.config import Config, UserError, changed
+from training.exact.machine import check_alike, check_machine, machine_facts
+from training.initial_weights import initial_file
 from training.process import Ended, agree
 from training.state import Progress, check_plan
 
@@ -32,6 +41,7 @@ class Start(NamedTuple):
     checkpoint: Path | None
     progress: Progress
     notes: list[str]
+    initialised_from: str | None = None  # the file with another run's weights that a new one begins with
 
 
 def start_run(request: Request, accelerator: Accelerator, dataset: DatasetIndex) -> Start:
@@ -42,21 +52,51 @@ def start_run(request: Request, accelerator: Accelerator, dataset: DatasetIndex)
     another data set than process zero.
     """
     everyone = gather_object([(request.config.model_dump(mode="json"), dataset.identity())])
+    machines = gather_object([machine_facts(accelerator.device)])
 
     def decide() -> Start:
         _check_same_everywhere(everyone)
+        if request.config.train.exact:
+            check_alike(machines)
+        if request.flags.fresh or not checkpoints(request.run_dir / "checkpoints"):
+            initial_file(request)  # what is wrong with it is said before anything is moved or made
         notes = open_run(request)
         checkpoint = newest_verified(request.run_dir / "checkpoints", say=notes.append)
         for path in checkpoints(request.run_dir / "checkpoints"):
             if checkpoint is None or step_of(path) > step_of(checkpoint):
                 notes.append(f"the damaged one is kept as {set_aside(path, f'aside-{path.name}.')}")
         if checkpoint is None:
-            return Start(None, Progress(), notes)
+            file = initial_file(request)
+            notes += _about_weights(request, file)
+            return Start(None, Progress(), notes, None if file is None else str(file))
         state = read_state(checkpoint)
         check_plan(state["plan"], request.config, dataset)
+        notes += _about_resuming(request, checkpoint)
+        notes += check_machine(
+            state["made_by"],
+            machines[0],
+            exact=request.config.train.exact,
+            allowed=request.flags.allow_config_change,
+        )
         return Start(checkpoint, Progress.from_json(state["progress"]), notes)
 
     return agree(accelerator, decide)
+
+
+def _about_weights(request: Request, file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    notes = [f"weights from {file} (a new run: not the same as resuming it)"]
+    if request.config.model.pretrained:
+        notes.append("--init-from goes before model.pretrained, which is not read")
+    return notes
+
+
+def _about_resuming(request: Request, checkpoint: Path) -> list[str]:
+    notes = []
+    if request.flags.init_from:
+        notes.append(f"--init-from is not read: this run goes on from its own {checkpoint.name}")
+    return notes
 
 
 def _check_same_everywhere(everyone: list[tuple[dict[str, Any], str]]) -> None:
@@ -91,6 +131,8 @@ def open_run(request: Request) -> list[str]:
     replace_file(run_dir / "config.yaml", lambda part: part.write_text(text, encoding="utf-8"))
     for name in ("checkpoints", "weights", "plots"):
         (run_dir / name).mkdir(exist_ok=True)
+    remove_leftovers(run_dir / "checkpoints")
+    fsync_file(run_dir.absolute().parent)
     return said
 
 

@@ -8,6 +8,9 @@ import torch
 
 from data_pipeline.batch import BadSample
 from training.counts import DIGEST_PARTS, SharedSums, digest_parts, joined_digest
+from training.stopwatch import Lap
+
+REST = 3 + DIGEST_PARTS  # numbers behind the sums: stop, save, bad samples, digest
 
 
 @dataclass
@@ -15,14 +18,22 @@ class Share:
     """What one process has of a step; the sums of all processes are added up.
 
     `sums` are float64 [G, S] of the objective: a row for each grain, zero but for this process's own, so that
-    adding them up over processes rounds nothing; outside exact mode there is one row.
+    adding them up over processes rounds nothing; outside exact mode there is one row. They lie at the head of
+    `told`, which travels.
     """
 
+    told: torch.Tensor
     sums: torch.Tensor
     bad: list[BadSample] = field(default_factory=list)
     digest: int = 0
     stop: bool = False  # whether this process was asked to stop
     save: bool = False  # whether its clock says that it is time to save
+
+    @classmethod
+    def empty(cls, rows: int, size: int, device: torch.device) -> Share:
+        """Nothing yet of `rows` rows of `size` sums."""
+        told = torch.zeros(rows * size + REST, dtype=torch.float64, device=device)
+        return cls(told, told[: rows * size].view(rows, size))
 
 
 @dataclass(frozen=True)
@@ -44,34 +55,33 @@ class Taken:
     rows: int
     told: SharedSums
     bad: list[BadSample]  # left out by this process
-    seconds: dict[str, float]  # of this process, by what they went into
+    lap: Lap  # what this process's seconds went into
     skipped: str = ""  # why the weights were left as they are; empty: they were not
 
     @classmethod
-    def told_to_all(cls, share: Share, *, step: int, seconds: dict[str, float], skipped: str = "") -> Taken:
+    def told_to_all(cls, share: Share, *, step: int, lap: Lap, skipped: str = "") -> Taken:
         """Send what this process has of the step on its way; every process comes here."""
         rest = [float(share.stop), float(share.save), float(len(share.bad)), *digest_parts(share.digest)]
-        told = torch.tensor(rest, dtype=torch.float64, device=share.sums.device)
-        vector = torch.cat([share.sums.reshape(-1), told])
-        return cls(step, len(share.sums), SharedSums(vector), share.bad, seconds, skipped)
+        if any(rest):  # at most steps there is nothing to tell beside the sums
+            share.told[-REST:] = torch.tensor(rest, dtype=torch.float64, device=share.told.device)
+        return cls(step, len(share.sums), SharedSums(share.told), share.bad, lap, skipped)
 
     def report(self) -> Report:
         """Wait for the others' part."""
-        vector = torch.tensor(self.told.result(), dtype=torch.float64)
-        sums, digest = vector[: -3 - DIGEST_PARTS], vector[-DIGEST_PARTS:]
-        stop, save, bad = vector[-3 - DIGEST_PARTS : -DIGEST_PARTS]
+        numbers = self.told.result()
+        sums, (stop, save, bad) = numbers[:-REST], numbers[-REST:-DIGEST_PARTS]
         return Report(
-            sums=added(sums.view(self.rows, -1)),
+            sums=added(torch.tensor(sums, dtype=torch.float64).view(self.rows, -1)),
             bad=int(bad),
             stop=bool(stop),
             save=bool(save),
-            digest=joined_digest(digest.tolist()),
+            digest=joined_digest(numbers[-DIGEST_PARTS:]),
         )
 
 
 def added(rows: torch.Tensor) -> torch.Tensor:
     """Rows [G, S] added up from the first to the last, so that the sum does not depend on who had which."""
-    total = rows[0].clone()
+    total = rows[0]
     for row in rows[1:]:
-        total += row
+        total = total + row
     return total

@@ -7,7 +7,6 @@ outputs mean, how pictures are prepared.
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from data_pipeline.disk import replace_file
 from data_pipeline.fault import UserError
 from data_pipeline.index import DatasetIndex
 from training.command import Request
@@ -28,9 +26,9 @@ from training.networks.build import library_of, network_like
 from training.state import load_model
 from training.tasks import make_task
 from training.tasks.task import Task
+from training.weight_copies import MODEL_JSON as MODEL_JSON
 
 FORMAT = 2
-MODEL_JSON = "model.json"
 
 
 @dataclass(frozen=True)
@@ -56,13 +54,6 @@ class SavedWeights:
     def normalizer(self, device: torch.device) -> Normalizer:
         """As in training: whatever other pictures the network is used on."""
         return Normalizer(self.about["image"]["mean"], self.about["image"]["std"], device)
-
-
-def export_weights(checkpoint: Path, folder: Path, about: str, *, file: str, names: list[str]) -> None:
-    """Copy `file` of a committed checkpoint to `folder`/NAME.safetensors each, and `about` to model.json."""
-    for name in names:
-        replace_file(folder / f"{name}.safetensors", lambda part: shutil.copyfile(checkpoint / file, part))
-    replace_file(folder / MODEL_JSON, lambda part: part.write_text(about, encoding="utf-8"))
 
 
 def about_model(job: Job) -> str:

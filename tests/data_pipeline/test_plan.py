@@ -105,12 +105,16 @@ def test_a_strength_of_zero_reads_every_sample_once():
 def test_the_processes_together_read_exactly_the_global_batch_in_its_order(
     plan, processes, micro_batch, step, mixing
 ):
-    read = []
+    read, largest = [], -(-plan.global_batch // processes)
     for process in range(processes):
         topology = {"process": process, "processes": processes, "micro_batch": micro_batch}
         pieces = list(training_work(plan, steps=range(step, step + 1), **topology, mixing=mixing))
-        assert [work.piece for work in pieces] == list(range(pieces[0].pieces))
-        assert all(len(work.numbers) <= micro_batch and work.step == step for work in pieces)
+        # As many for all: in a forward pass they may add up the statistics of BatchNorm.
+        assert {work.pieces for work in pieces} == {len(pieces)} == {-(-largest // micro_batch)}
+        assert [work.piece for work in pieces] == list(range(len(pieces)))
+        assert all(0 < len(work.numbers) <= micro_batch and work.step == step for work in pieces)
+        sizes = [len(work.numbers) if work.valid else 0 for work in pieces]
+        assert max(sizes) - min(sizes) <= 1
         assert all(work.epoch == step // plan.steps_per_epoch for work in pieces)
         read += [work for work in pieces if work.valid]
     batch = pairs(plan.drawn(step))
@@ -173,6 +177,18 @@ def test_a_run_that_stops_and_goes_on_elsewhere_reads_what_one_that_never_stops_
 @given(made(), legs())
 def test_thousands_of_runs_that_stop_and_go_on_elsewhere_read_what_those_that_never_stop_read(origin, run):
     check_legs(origin, run)
+
+
+def test_a_process_with_fewer_samples_than_micro_batches_ends_on_stand_ins():
+    plan = example(global_batch=12)
+    for process, micro_batch, samples in ((0, 2, [2, 1]), (4, 2, [1, 1]), (4, 1, [1, 1]), (0, 1, [1, 1, 1])):
+        works = list(
+            training_work(plan, steps=range(1), process=process, processes=5, micro_batch=micro_batch)
+        )
+        counted = [len(work.numbers) for work in works if work.valid]
+        assert counted == samples
+        assert len(works) == (2 if micro_batch == 2 else 3)
+        assert [work.valid for work in works] == [True] * len(counted) + [False] * (len(works) - len(counted))
 
 
 def test_a_process_without_a_share_gets_a_stand_in_that_does_not_count():

@@ -13,7 +13,7 @@ import pytest
 
 from training.config import UserError
 from training.launcher import check_launch
-from training.process import EXIT_CODES, StopFlag
+from training.process import EXIT_CODES
 
 LAUNCH_VARIABLES = (
     *("MASTER_ADDR", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
@@ -105,9 +105,12 @@ def test_only_the_first_process_to_fail_shows_its_traceback(ends, tmp_path):
     assert first.returncode == second.returncode == 70
     assert first.stderr.count("Traceback") == 1
     assert "FATAL code=CRASH rank=1 " in first.stderr
-    assert "step=7" in first.stderr.splitlines()[-1]
+    assert "step=8" in first.stderr.splitlines()[-1]
     assert second.stderr == "process 0 ends because another one failed\n"
-    assert failure(tmp_path)["rank"] == 1
+    assert (failure(tmp_path)["rank"], failure(tmp_path)["step"]) == (
+        1,
+        8,
+    )  # counted from 1, as in the records
     assert "ZeroDivisionError" in failure(tmp_path)["what"]
 
 
@@ -126,7 +129,8 @@ def test_without_a_run_directory_the_last_line_is_still_said(ends, tmp_path, run
 
 
 def test_exit_codes_are_those_that_scripts_know():
-    assert EXIT_CODES.items() >= {"CRASH": 70, "STORAGE": 74, "STOPPED": 75, "NONFINITE": 76}.items()
+    codes = {"CRASH": 70, "HANG": 71, "STORAGE": 74, "STOPPED": 75, "NONFINITE": 76}
+    assert EXIT_CODES.items() >= codes.items()
 
 
 @pytest.fixture
@@ -183,34 +187,25 @@ def test_a_start_by_any_launcher_passes(environment, values):
     check_launch()
 
 
-@pytest.fixture
-def handlers():
-    """Put the signal handlers of this process back afterwards."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_sets_the_flag_and_nothing_else_happens(handlers, number):
-    flag = StopFlag()
-    assert flag.signal is None
-    os.kill(os.getpid(), number)
-    assert flag.signal == number
-
-
-def test_a_second_interrupt_stops_at_once_but_a_second_termination_waits(handlers):
-    flag = StopFlag()
-    for _ in range(2):
-        os.kill(os.getpid(), signal.SIGTERM)
+STOPS = """
+import os, signal
+from training.stop_flag import StopFlag
+flag = StopFlag()
+assert not flag.asked
+for name in ("{first}", "{first}", "SIGINT"):
+    os.kill(os.getpid(), signal.Signals[name])
+    assert flag.asked and flag.signal == signal.{first}, name
+try:
     os.kill(os.getpid(), signal.SIGINT)
-    assert flag.signal == signal.SIGTERM
-    flag = StopFlag()
-    os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("stopped at once")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
+def test_signals_set_the_flag_and_a_second_interrupt_stops_at_once(script, name):
+    done = script(STOPS.format(first=name))
+    assert (done.stdout, done.stderr) == ("stopped at once\n", "")
 
 
 CHILD = """

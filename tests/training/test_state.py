@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from data_pipeline.index import read_dataset
+from training.command import read_request
 from training.config import OptimConfig, UserError
 from training.optim import build_optimizer
-from training.state import Best, Progress, load_model, load_optimizer, optimizer_tensors, parameter_names
+from training.state import (
+    Best,
+    Progress,
+    check_plan,
+    load_model,
+    load_optimizer,
+    optimizer_tensors,
+    parameter_names,
+    plan_identity,
+)
 
 
 def optimizer_of(model, config):
@@ -104,6 +117,31 @@ def test_a_network_that_does_not_fit_is_refused_with_every_difference():
     assert same(weights(model), before), "nothing was loaded"
 
 
+def test_of_many_differences_the_first_ten_are_named():
+    tensors = {f"{number:02d}.weight": torch.zeros(1) for number in range(20)}
+    with pytest.raises(UserError) as caught:
+        load_model(network(), tensors, origin="here.safetensors")
+    lines = caught.value.what.splitlines()
+    assert len(lines) == 11
+    assert lines[-1] == f"and {20 + len(network().state_dict()) - 10} more"
+
+
+def test_another_data_set_is_refused_with_what_differs(digits):
+    config, dataset = read_request(["--data.root", str(digits)]).config, read_dataset(digits)
+    recorded = plan_identity(config, dataset)
+    check_plan(recorded, config, dataset)
+    first, *others = dataset.split("train").shards
+    split = replace(dataset.split("train"), shards=(replace(first, samples=first.samples - 1), *others))
+    changed = replace(dataset, splits={**dataset.splits, "train": split}, classes=("x", *dataset.classes[1:]))
+    with pytest.raises(UserError) as caught:
+        check_plan(recorded, config, changed)
+    assert caught.value.code == "RESUME"
+    assert caught.value.what.splitlines()[1:] == [
+        "it differs in class 0: 0 -> x",
+        "it differs in samples of train: 1438 -> 1437",
+    ]
+
+
 @pytest.mark.parametrize(
     "progress", [Progress(), Progress(7, 5, None, 900), Progress(7, 7, Best(5, "accuracy", 0.1 + 0.2), 900)]
 )
@@ -111,3 +149,19 @@ def test_progress_survives_json(progress):
     import json
 
     assert Progress.from_json(json.loads(json.dumps(progress.as_json()))) == progress
+
+
+def test_optimizer_state_of_another_network_is_refused_by_the_names_of_its_tensors():
+    model = network()
+    optimizer = optimizer_of(model, OptimConfig(name="adamw"))
+    names = parameter_names(model, optimizer)
+    step(model, optimizer, 0)
+    tensors = optimizer_tensors(optimizer, names)
+    tensors["exp_avg/0.weight"] = tensors["exp_avg/0.weight"][:2]
+    tensors["exp_avg/9.weight"] = torch.zeros(3)
+    with pytest.raises(UserError) as caught:
+        load_optimizer(optimizer, names, tensors)
+    assert caught.value.code == "RESUME"
+    shape, stranger = caught.value.what.splitlines()
+    assert "exp_avg/0.weight: [2, 1, 3, 3] in the file, [4, 1, 3, 3] in the network" in shape
+    assert "exp_avg/9.weight: no such parameter" in stranger

@@ -52,7 +52,7 @@ class TrainConfig(Section):
     grain: PositiveInt | None = None
     """samples of a grain in exact mode, also BatchNorm's; default: a share of up to 8 processes"""
     sync_batchnorm: bool = False
-    """BatchNorm over the micro-batches of all processes together instead of each one's own"""
+    """BatchNorm over what all processes compute at a time: the whole batch, unless `micro_batch` cuts it"""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """decay of the running average of the weights, which is then evaluated and taken away; 0: off"""
     timeout_seconds: float = free(600.0, gt=0, le=7 * 86400)

@@ -80,10 +80,14 @@ def mean_over_elements(labels: Labels, losses: ElementLosses, class_weights: Con
     """
 
     def shares(targets: torch.Tensor, weights_B: torch.Tensor) -> torch.Tensor:
+        if labels.task == "multiclass":  # every target is known: no operation is spent on finding that out
+            return weights_B
         return torch.where(labels.counting(targets, weights_B), along(weights_B, targets), 0.0)
 
     def count(targets: torch.Tensor, weights_B: torch.Tensor) -> torch.Tensor:
-        counted = shares(targets, weights_B)
+        return count_of(shares(targets, weights_B), targets)
+
+    def count_of(counted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if class_weights is not None:
             known = torch.where(counted > 0, targets, 0).long()
             counted = counted * class_weights(targets.device)[known]
@@ -94,7 +98,7 @@ def mean_over_elements(labels: Labels, losses: ElementLosses, class_weights: Con
         counting = share > 0
         each = losses(visible(outputs, counting), torch.where(counting, targets, 0))
         total = (each * share).sum()
-        return torch.stack([total, count(targets, weights_B).to(total.dtype)])
+        return torch.stack([total, count_of(share, targets).to(total.dtype)])
 
     samples = labels.task == "multiclass" and class_weights is None
     return mean_term(sums, count, counts_samples=samples)

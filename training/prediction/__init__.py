@@ -33,6 +33,7 @@ from training.prediction.output import Output, find_output, prepare_output
 from training.prediction.rows import Cell, Column, Said, distinct
 from training.prediction.views import Asked, ask
 from training.process import agree
+from training.vigil.place import Place
 from training.weights import SavedWeights
 
 
@@ -43,13 +44,15 @@ class _Done(NamedTuple):
     broken: int
 
 
-def predict(request: Request, accelerator: Accelerator, saved: Predictor) -> None:
+def predict(
+    request: Request, accelerator: Accelerator, saved: Predictor, *, place: Place | None = None
+) -> None:
     """Write the predictions of `saved` for `predict.source` to `predict.out`; every process comes here.
 
-    UserError: USAGE and CONFIG for what was asked, DATA for a source without pictures. What was at
-    `predict.out` before is replaced once the new file is complete.
+    `place` hears of each batch. UserError: USAGE and CONFIG for what was asked, DATA for a source without
+    pictures. What was at `predict.out` before is replaced once the new file is complete.
     """
-    began, config = time.monotonic(), request.config
+    began, config, place = time.monotonic(), request.config, place or Place()
     console = Console(active=accelerator.is_main_process and not request.flags.quiet, every_seconds=1)
     inputs, output = _agreed(request, accelerator, saved)
     console.say(f"weights   {saved.path}")
@@ -57,7 +60,8 @@ def predict(request: Request, accelerator: Accelerator, saved: Predictor) -> Non
     maker = make_answers(config, saved, inputs, output, process=accelerator.process_index)
     columns = _columns(maker.columns)
     try:
-        done = _pass(_Pass(config, accelerator, saved, inputs, maker, console), output, columns)
+        done = _pass(_Pass(config, accelerator, saved, inputs, maker, console, place), output, columns)
+        place.rest()
         found = gather_object([done])
     except BaseException:
         with suppress(OSError):
@@ -135,6 +139,7 @@ class _Pass(NamedTuple):
     inputs: PredictionInputs
     maker: AnswerMaker
     console: Console
+    place: Place
 
 
 def _pass(job: _Pass, output: Output, columns: list[Column]) -> _Done:
@@ -148,6 +153,7 @@ def _pass(job: _Pass, output: Output, columns: list[Column]) -> _Done:
     part = output.format.part(output.part(accelerator.process_index), columns)
     with closing(part), closing(job.maker), closing(_batches(job)) as batches, torch.inference_mode():
         for batch in batches:
+            job.place.at(samples=batch.keys)
             said: list[Said] = []
             if len(batch.blank) < len(batch.keys):
                 images = normalize(batch).images
