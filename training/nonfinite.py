@@ -123,10 +123,9 @@ def check_weights(job: Job) -> None:
         raise _ended(job, job.progress.step - 1, what, hint=LOWER, cause=cause)
 
 
-def finite_number(value: torch.Tensor) -> float | None:
+def finite_number(value: float) -> float | None:
     """A number for a record; None where it is not finite, for which JSON has no word."""
-    number = float(value)
-    return number if math.isfinite(number) else None
+    return value if math.isfinite(value) else None
 
 
 def _ended(job: Job, step: int, what: str, *, hint: str, cause: Cause | None = None) -> Ended:

@@ -103,14 +103,10 @@ class Objective:
 
     def value(self, sums: torch.Tensor) -> torch.Tensor:
         """The weighted sum of the losses."""
-        return self.weighted(self.values(sums))
-
-    def weighted(self, values: list[torch.Tensor]) -> torch.Tensor:
-        """The sum of `values`, each by its term's factor."""
-        if len(values) == 1:
-            return self.terms[0][0] * values[0]
-        factors = (factor for factor, _ in self.terms)
-        return torch.stack([factor * value for factor, value in zip(factors, values, strict=True)]).sum()
+        values = self.values(sums)
+        return torch.stack(
+            [factor * value for (factor, _), value in zip(self.terms, values, strict=True)]
+        ).sum()
 
     def slopes(self, sums: torch.Tensor) -> torch.Tensor:
         """Float64 [S], the derivative of `value` by each sum over the global batch.

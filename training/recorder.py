@@ -107,10 +107,10 @@ class Recorder:
         """The loss of a global batch and, where it is a sum of several, a field with each of them."""
         objective, spec = self._job.task.objective, self._job.config.loss
         names = [*spec.terms, *spec.own]
-        found = objective.values(sums)
+        found = [float(value) for value in objective.values(sums)]
+        loss = sum(factor * value for (factor, _), value in zip(objective.terms, found, strict=True))
         values = dict(zip(names, map(finite_number, found), strict=True))
-        by_term = {"losses": values} if len(values) > 1 else {}
-        return finite_number(objective.weighted(found)), by_term
+        return finite_number(loss), {"losses": values} if len(values) > 1 else {}
 
     def _judged(self, taken: Taken, *, finite: bool) -> str:
         """Say and count what is not finite; why the step was left out, empty where it was not."""

@@ -69,9 +69,12 @@ class Taken:
     def report(self) -> Report:
         """Wait for the others' part."""
         numbers = self.told.result()
-        sums, (stop, save, bad) = numbers[:-REST], numbers[-REST:-DIGEST_PARTS]
+        sums, (stop, save, bad) = (
+            torch.tensor(numbers[:-REST], dtype=torch.float64),
+            numbers[-REST:-DIGEST_PARTS],
+        )
         return Report(
-            sums=added(torch.tensor(sums, dtype=torch.float64).view(self.rows, -1)),
+            sums=added(sums.view(self.rows, -1)) if self.rows > 1 else sums,
             bad=int(bad),
             stop=bool(stop),
             save=bool(save),
