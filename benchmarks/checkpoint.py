@@ -23,11 +23,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one training thread: the other 
 
 import torch
 
-from training.checkpoint import write_checkpoint
-from training.checkpoint_writer import CheckpointWriter, Plan
-from training.retention import Retention
-from training.snapshot import layout_of
-from training.tensor_file import write_tensors
+from training.checkpoints.protocol import write_checkpoint
+from training.checkpoints.retention import Retention
+from training.checkpoints.snapshot import layout_of
+from training.checkpoints.tensor_file import write_tensors
+from training.checkpoints.writer import CheckpointWriter, Plan
 
 STEP = 0.02  # seconds of a training step, roughly
 GOALS = {"blocked": 0.15, "throughput": 0.9, "steps": 1.05}

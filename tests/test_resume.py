@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.digits import ensure_digits
-from training.checkpoint import checkpoints, verify
+from training.checkpoints.protocol import checkpoints, verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

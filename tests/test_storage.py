@@ -22,11 +22,11 @@ import pytest
 import torch
 
 from data_pipeline.digits import ensure_digits
-from training.checkpoint import checkpoints, newest_verified, read_tensors
-from training.checkpoint_writer import CheckpointWriter, Plan
-from training.retention import Retention
-from training.storage_failures import tell_of_room
-from training.weight_copies import WeightCopies
+from training.checkpoints.protocol import checkpoints, newest_verified, read_tensors
+from training.checkpoints.retention import Retention
+from training.checkpoints.storage_failures import tell_of_room
+from training.checkpoints.weight_copies import WeightCopies
+from training.checkpoints.writer import CheckpointWriter, Plan
 
 ROOT = Path(__file__).parent.parent
 MODEL = "model.safetensors"

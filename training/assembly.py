@@ -16,7 +16,7 @@ from timm.utils.model_ema import ModelEmaV3
 from data_pipeline.fault import UserError
 from data_pipeline.index import DatasetIndex
 from data_pipeline.plan import Plan
-from training.checkpoint import read_state, read_tensors
+from training.checkpoints.protocol import read_state, read_tensors
 from training.command import Request
 from training.config import Config
 from training.exact.conditions import check_processes, fix_arithmetic

@@ -19,12 +19,12 @@ import torch
 
 from data_pipeline.fault import UserError
 from data_pipeline.index import DatasetIndex
-from training.checkpoint import MANIFEST, verify
+from training.checkpoints.protocol import MANIFEST, verify
+from training.checkpoints.weight_copies import MODEL_JSON
 from training.command import Request
 from training.networks.pretrained import LoadReport
 from training.networks.torch_files import read_weights_file
 from training.state import AVERAGE_FILE, MODEL_FILE, load_model, shortened
-from training.weight_copies import MODEL_JSON
 
 OPTION = "--init-from"
 OTHER_HEAD = "use --model.pretrained {file}, which leaves the head out"

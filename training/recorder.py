@@ -11,6 +11,7 @@ import torch
 
 from data_pipeline.fault import first_line
 from training.bad_samples import BadSamples, most_bad
+from training.checkpoints.storage_failures import warn
 from training.console import Console
 from training.early_stop import after_score
 from training.evaluation import Scores, describe
@@ -26,7 +27,6 @@ from training.schedules import after_evaluation
 from training.state import Best
 from training.step_report import Report, Taken
 from training.stopwatch import PARTS, added
-from training.storage_failures import warn
 from training.tasks.task import LOWER_IS_BETTER, is_better
 from training.tracking import start_tracking, stop_tracking, track
 

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 
 from data_pipeline.disk import fsync_file, replace_file
 from data_pipeline.index import DatasetIndex
-from training.checkpoint import (
+from training.checkpoints.protocol import (
     checkpoints,
     newest_verified,
     read_state,

@@ -11,18 +11,18 @@ import torch.distributed as dist
 
 from data_pipeline.disk import activity
 from training.cadence import kept_every
-from training.checkpoint_writer import CheckpointWriter, Plan
+from training.checkpoints.retention import Retention
+from training.checkpoints.snapshot import layout_of
+from training.checkpoints.storage_failures import FailedSaves, tell_of_room, warn
+from training.checkpoints.tensor_file import Tensors
+from training.checkpoints.weight_copies import WeightCopies
+from training.checkpoints.writer import CheckpointWriter, Plan
 from training.exact.machine import machine_facts
 from training.job import Job
 from training.journal import Journal
 from training.optim import optimizer_numbers
 from training.process import Ended
-from training.retention import Retention
-from training.snapshot import layout_of
 from training.state import AVERAGE_FILE, MODEL_FILE, OPTIMIZER_FILE, optimizer_tensors, plan_identity
-from training.storage_failures import FailedSaves, tell_of_room, warn
-from training.tensor_file import Tensors
-from training.weight_copies import WeightCopies
 from training.weights import about_model
 
 SLICE = 1.0  # seconds that the others wait for process zero at a time, however long its disk takes

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from data_pipeline.fault import UserError
 from data_pipeline.index import DatasetIndex
+from training.checkpoints.weight_copies import MODEL_JSON as MODEL_JSON
 from training.command import Request
 from training.config.loss import LossTerms
 from training.inputs import Normalizer
@@ -26,7 +27,6 @@ from training.networks.build import library_of, network_like
 from training.state import load_model
 from training.tasks import make_task
 from training.tasks.task import Task
-from training.weight_copies import MODEL_JSON as MODEL_JSON
 
 FORMAT = 2
 

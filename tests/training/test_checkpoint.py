@@ -14,7 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_pipeline.fault import UserError
-from training.checkpoint import (
+from training.checkpoints.manifest import fault_of, verify
+from training.checkpoints.protocol import (
     checkpoints,
     newest_verified,
     read_state,
@@ -22,10 +23,9 @@ from training.checkpoint import (
     remove_leftovers,
     write_checkpoint,
 )
-from training.checkpoint_writer import CheckpointWriter, Plan
-from training.manifest import fault_of, verify
-from training.retention import Retention, dispensable
-from training.snapshot import Snapshot, layout_of
+from training.checkpoints.retention import Retention, dispensable
+from training.checkpoints.snapshot import Snapshot, layout_of
+from training.checkpoints.writer import CheckpointWriter, Plan
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"]
 
@@ -453,9 +453,9 @@ CHAOS = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
-from training.checkpoint import newest_verified, step_of
-from training.checkpoint_writer import CheckpointWriter, Plan
-from training.retention import Retention
+from training.checkpoints.protocol import newest_verified, step_of
+from training.checkpoints.writer import CheckpointWriter, Plan
+from training.checkpoints.retention import Retention
 
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])
 draws = random.Random(0)

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import torch
 
-from training.checkpoint import checkpoints, newest_verified, read_state, read_tensors
-from training.checkpoint import remove_leftovers, step_of, verify
-from training.checkpoint_writer import CheckpointWriter, Plan
+from training.checkpoints.protocol import checkpoints, newest_verified, read_state, read_tensors
+from training.checkpoints.protocol import remove_leftovers, step_of, verify
+from training.checkpoints.writer import CheckpointWriter, Plan
 from training.journal import METRICS_FILE, Journal
-from training.retention import Retention
-from training.weight_copies import WeightCopies
+from training.checkpoints.retention import Retention
+from training.checkpoints.weight_copies import WeightCopies
 
 torch.set_num_threads(1)
 SAVES = int(sys.argv[1])

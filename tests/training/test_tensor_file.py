@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.disk import activity
-from training.tensor_file import KINDS, write_tensors
+from training.checkpoints.tensor_file import KINDS, write_tensors
 
 
 def assert_the_same_bytes(folder, tensors):

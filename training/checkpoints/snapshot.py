@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from training.tensor_file import Tensors
+from training.checkpoints.tensor_file import Tensors
 
 
 class Layout(NamedTuple):

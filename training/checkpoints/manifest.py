@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from data_pipeline.disk import file_sha256, write_file
 from data_pipeline.fault import UserError
-from training.tensor_file import Listed
+from training.checkpoints.tensor_file import Listed
 
 T = TypeVar("T")
 

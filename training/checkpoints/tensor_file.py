@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from data_pipeline.disk import write_files
-from training.priority import step_back
+from training.checkpoints.priority import step_back
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -8,11 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from training.checkpoint import checkpoints, remove_checkpoint, remove_leftovers, step_of, write_checkpoint
-from training.priority import step_back
-from training.retention import Retention, dispensable
-from training.snapshot import Layout, Snapshot
-from training.tensor_file import Tensors
+from training.checkpoints.priority import step_back
+from training.checkpoints.protocol import (
+    checkpoints,
+    remove_checkpoint,
+    remove_leftovers,
+    step_of,
+    write_checkpoint,
+)
+from training.checkpoints.retention import Retention, dispensable
+from training.checkpoints.snapshot import Layout, Snapshot
+from training.checkpoints.tensor_file import Tensors
 
 # In levels of priority. Beside busy cores alone the writer still gets a tenth of one: enough to finish.
 BEHIND_TRAINING = 10

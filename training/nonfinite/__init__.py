@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from training.buffer_copies import BufferCopies
-from training.diagnosis import Cause, diagnose, names_not_finite
 from training.job import Job
+from training.nonfinite.buffer_copies import BufferCopies
+from training.nonfinite.diagnosis import Cause, diagnose, names_not_finite
 from training.process import Ended, agree
 from training.state import Progress
 from training.step_report import Taken

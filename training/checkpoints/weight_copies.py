@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from data_pipeline.disk import copy_file, file_sha256, replace_file, write_file
-from training.checkpoint import step_of
-from training.manifest import listed_sha256
-from training.storage_failures import described, warn
+from training.checkpoints.manifest import listed_sha256
+from training.checkpoints.protocol import step_of
+from training.checkpoints.storage_failures import described, warn
 
 MODEL_JSON = "model.json"
 LEFTOVER = re.compile(r"\.(((last|best|epoch-\d{4,})\.safetensors)|model\.json)\.part", re.ASCII)

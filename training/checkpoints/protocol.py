@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.disk import fsync_file, make_folder, remove_folder, rename
-from training.manifest import FORMAT, STATE, fault_of, patiently, write_json, write_manifest
-from training.manifest import MANIFEST as MANIFEST
-from training.manifest import verify as verify
-from training.tensor_file import Tensors, write_tensors
+from training.checkpoints.manifest import FORMAT, STATE, fault_of, patiently, write_json, write_manifest
+from training.checkpoints.manifest import MANIFEST as MANIFEST
+from training.checkpoints.manifest import verify as verify
+from training.checkpoints.tensor_file import Tensors, write_tensors
 
 LEFTOVER = re.compile(r"\.step-\d{8,}\.(part|old)", re.ASCII)  # being written, being removed
 
