@@ -532,6 +532,17 @@ def test_the_newest_checkpoint_damaged_costs_only_the_steps_behind_the_one_befor
     assert weights_sha(finished) == weights_sha(whole(1))
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_behind_its_owners_back(finished, common):
+    before = (finished / "metrics.jsonl").read_bytes()
+    damaged = sorted((finished / "checkpoints").glob("step-*"))
+    for checkpoint in damaged:
+        (checkpoint / "state.json").write_text("{}")
+    done = run([*PYTHON, *common, "--run-dir", "run"], folder=finished.parent)
+    refused(done, "RESUME", "no checkpoint to go on from", "--fresh", lines=2 + len(damaged))
+    assert (finished / "metrics.jsonl").read_bytes() == before
+    assert sorted((finished / "checkpoints").glob("step-*")) == damaged
+
+
 # Check 6: every sample once, with a certificate.
 
 

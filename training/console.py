@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 from rich.console import Console as RichConsole
@@ -23,11 +24,22 @@ class Console:
         self._since = (time.monotonic(), 0)
         self._speed = 0.0  # images/s of the last whole window
         self._printed = time.monotonic()
+        self._lost = False  # whether a line could not be written
 
     def say(self, text: str) -> None:
-        """One line; on a terminal it scrolls above the live one."""
+        """One line; on a terminal it scrolls above the live one.
+
+        A full disk behind the standard output is no reason to end a training.
+        """
         if self._active:
-            (self._bar.console if self._bar else self._rich).print(text, markup=False)
+            try:
+                (self._bar.console if self._bar else self._rich).print(text, markup=False)
+            except BrokenPipeError:  # whoever read it has left, and means us to leave too
+                raise
+            except OSError as error:
+                if not self._lost:
+                    print(f"warning: standard output: {error.strerror}; its lines are lost", file=sys.stderr)  # noqa: T201
+                self._lost = True
 
     def begin(self, *, step: int, steps: int) -> None:
         """Start the live line at `step` of `steps`."""

@@ -61,10 +61,7 @@ def start_run(request: Request, accelerator: Accelerator, dataset: DatasetIndex)
         if request.flags.fresh or not checkpoints(request.run_dir / "checkpoints"):
             initial_file(request)  # what is wrong with it is said before anything is moved or made
         notes = open_run(request)
-        checkpoint = newest_verified(request.run_dir / "checkpoints", say=notes.append)
-        for path in checkpoints(request.run_dir / "checkpoints"):
-            if checkpoint is None or step_of(path) > step_of(checkpoint):
-                notes.append(f"the damaged one is kept as {set_aside(path, f'aside-{path.name}.')}")
+        checkpoint = _newest(request, notes)
         if checkpoint is None:
             file = initial_file(request)
             notes += _about_weights(request, file)
@@ -81,6 +78,26 @@ def start_run(request: Request, accelerator: Accelerator, dataset: DatasetIndex)
         return Start(checkpoint, Progress.from_json(state["progress"]), notes)
 
     return agree(accelerator, decide)
+
+
+def _newest(request: Request, notes: list[str]) -> Path | None:
+    """The newest checkpoint that verifies; None where there is none at all, RESUME where none is whole.
+
+    Newer ones that are damaged are set aside, and `notes` hears of it.
+    """
+    folder, faults = request.run_dir / "checkpoints", list[str]()
+    checkpoint = newest_verified(folder, say=faults.append)
+    if checkpoint is None and faults:
+        raise UserError(
+            "\n".join([f"'{folder}' has no checkpoint to go on from, though it has had some", *faults]),
+            mend="put a whole one back there, or start anew: --fresh",
+            code="RESUME",
+        )
+    notes += faults
+    for path in checkpoints(folder):
+        if checkpoint is not None and step_of(path) > step_of(checkpoint):
+            notes.append(f"the damaged one is kept as {set_aside(path, f'aside-{path.name}.')}")
+    return checkpoint
 
 
 def _about_weights(request: Request, file: Path | None) -> list[str]:

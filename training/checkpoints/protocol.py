@@ -107,7 +107,7 @@ def newest_verified(folder: Path, *, say: Callable[[str], None]) -> Path | None:
         fault = verify(path)
         if fault is None:
             return path
-        say(f"checkpoint {path.name} is not whole ({fault}); trying the one before it")
+        say(f"checkpoint {path.name} is not whole ({fault})")
     return None
 
 
