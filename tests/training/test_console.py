@@ -10,12 +10,10 @@ from training.console import Console
 
 def test_a_full_disk_behind_standard_output_is_told_once_and_ends_nothing(capsys):
     console = Console(active=True, every_seconds=0)
-    full = Path("/dev/full").open("w")
-    with contextlib.redirect_stdout(full):
+    opened = Path("/dev/full").open
+    with contextlib.suppress(OSError), opened("w") as full, contextlib.redirect_stdout(full):
         console.say("one")
         console.say("two")
-    with contextlib.suppress(OSError):
-        full.close()
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("No space left on device") == 1
