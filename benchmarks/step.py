@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-HELD = 8  # batches in memory
+HELD = 8  # steps whose batches are in memory
 SEGMENT = 0.5  # seconds that a contestant runs at a time
 WARM_UP = 2  # rounds before the first that counts
 # Of a step of so many milliseconds; the number of samples makes it so.
@@ -77,25 +77,26 @@ def assembled(folder: Path, accelerator, flags: list[str]) -> Ours:
     return Ours(job, Recorder(job, start), StopFlag(None, since=job.place.began))
 
 
-def held_batches(job) -> list[Any]:
-    """The first batches of the training split, copied out of the readers' buffers."""
+def held_batches(job) -> list[list[Any]]:
+    """The micro-batches of the first steps, copied out of the readers' buffers."""
     from training.reading import training_batches
 
-    found = []
+    found: list[list[Any]] = [[] for _ in range(HELD)]
     with contextlib.closing(
         training_batches(job.config, job.dataset, job.plan, job.accelerator, steps=range(HELD))
     ) as stream:
         for batch in stream:
-            found.append(replace(batch, images=batch.images.clone(), targets=batch.targets.clone()))
+            copied = replace(batch, images=batch.images.clone(), targets=batch.targets.clone())
+            found[batch.work.step].append(copied)
     return found
 
 
 def fed(batches, steps: range, times: list[float]):
-    """A batch for each step, and in `times` when it was asked for."""
+    """The micro-batches of each step, and in `times` when the first was asked for."""
     for step in steps:
-        batch = batches[step % len(batches)]
         times.append(time.perf_counter())
-        yield replace(batch, work=batch.work._replace(step=step))
+        for batch in batches[step % HELD]:
+            yield replace(batch, work=batch.work._replace(step=step))
 
 
 def ours(one: Ours, batches, steps: range) -> float:

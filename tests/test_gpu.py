@@ -108,3 +108,33 @@ def test_a_compiled_network_in_nhwc_learns_what_a_plain_one_does(train):
     plain = of_kind("train", train("plain", *flags))
     fast = of_kind("train", train("fast", *flags, "--model.compile", "--model.channels-last"))
     assert [one["loss"] for one in fast] == pytest.approx([one["loss"] for one in plain], rel=2e-2)
+
+
+def saved(run_dir):
+    """SHA-256 of each tensor file of the newest checkpoint."""
+    newest = max((run_dir / "checkpoints").glob("step-*"))
+    files = json.loads((newest / "MANIFEST.json").read_text())["files"]
+    return {name: one["sha256"] for name, one in files.items() if name.endswith(".safetensors")}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_exact_mode_repeats_its_bits_and_resumes_to_them(train, tmp_path, precision):
+    flags = ("--train.exact", "true", "--train.precision", precision, "--train.ema", "0.9")
+    flags = (*flags, "--train.epochs", "1", "--optim.clip-norm", "1")
+    train("whole", *flags, "--train.max-steps", "10")
+    train("again", *flags, "--train.max-steps", "10")
+    train("run", *flags, "--train.max-steps", "5")
+    train("run", *flags, "--train.max-steps", "10")
+    assert saved(tmp_path / "whole") == saved(tmp_path / "again") == saved(tmp_path / "run")
+
+
+def test_without_tf32_the_first_losses_are_those_of_the_cpu(train):
+    flags = ("--train.max-steps", "3", "--optim.lr", "0.0001")
+    gpu, cpu = (of_kind("train", train(name, *flags, cpu=name == "cpu")) for name in ("gpu", "cpu"))
+    assert [one["loss"] for one in gpu] == pytest.approx([one["loss"] for one in cpu], rel=1e-4)
+
+
+def test_the_seconds_of_a_step_add_up_on_the_stream_of_the_device(train):
+    records = of_kind("train", train("run", "--train.max-steps", "12"))
+    assert all(one["seconds"]["compute"] > 0 for one in records[2:])
+    assert all(0 <= spent < 60 for one in records for spent in one["seconds"].values())
