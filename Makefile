@@ -19,7 +19,7 @@ demo: setup
 		$(BIN)/torchrun --standalone --nproc_per_node 2 training/run.py $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow or not slow" $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
