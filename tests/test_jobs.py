@@ -641,7 +641,9 @@ def test_records_carry_the_fields_that_scripts_read(whole):
         records(run_dir)[0].items() >= {"step": 0, "processes": 2, "workers": 1, "resumed_from": None}.items()
     )
     for number, record in enumerate(records(run_dir, "train")):
-        assert record.keys() == {*"kind step epoch samples loss lr batch_digest seconds".split()}
+        assert record.keys() == {
+            *["kind", "step", "epoch", "samples", "loss", "lr", "batch_digest", "seconds"]
+        }
         assert (record["step"], record["epoch"]) == (number + 1, number // EPOCH)
         assert record["samples"] == 64 * (number + 1)
     for record in records(run_dir, "eval"):
