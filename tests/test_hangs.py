@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from data_pipeline.digits import ensure_digits
+from tests.marked_processes import MARK, living
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -28,7 +29,6 @@ ACCELERATE = [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes
 STEP, STEPS = 7, 12  # the step in which it happens, and all, counted as in metrics.jsonl
 HANG = 4.0  # seconds that these jobs may stand still
 SLACK = 15  # seconds from the last words to the launcher's end, on a machine that is busy with other tests
-MARK = "LOCKSTEP_TEST_RUN"
 
 # Python runs sitecustomize.py in every process. Here it puts a fault into one process's forward pass.
 FAULTS = """
@@ -122,21 +122,6 @@ def suffer(digits, tmp_path):
         return Finished(process.returncode, out, ours, said - struck)
 
     return call
-
-
-def living(mark):
-    """Processes that carry the job's mark."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                marked = f"{MARK}={mark}".encode() in (entry / "environ").read_bytes()
-                dead = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            except OSError:
-                continue
-            if marked and not dead:
-                found.append(int(entry.name))
-    return found
 
 
 def failure(tmp_path):

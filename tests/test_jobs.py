@@ -31,6 +31,7 @@ from data_pipeline.items import SourceOptions
 from data_pipeline.pack import pack
 from data_pipeline.shard_index import read_shard_index
 from data_pipeline.sources import find_source
+from tests.marked_processes import DEADLINE, MARK, living, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -38,8 +39,6 @@ ROOT = Path(__file__).parent.parent
 RUN = ROOT / "training" / "run.py"
 BIN = Path(sys.executable).parent
 STEPS, EPOCH, EVERY = 30, 22, 4  # of the runs below: steps in all, steps an epoch, steps between checkpoints
-DEADLINE = 180  # seconds for any run here, on a machine that is busy with others
-MARK = "LOCKSTEP_TEST_RUN"  # names a run in the environment of all its processes
 
 PYTHON = [sys.executable, str(RUN)]
 MODULE = [sys.executable, "-m", "training.run"]
@@ -90,39 +89,14 @@ def finish(running, *, within=DEADLINE):
     started = time.monotonic()
     try:
         code = running.process.wait(timeout=within)
-        left = wait_until(lambda: not processes_of(running) or None, within=5) is None
-        assert not left, f"left over: {processes_of(running)}"
+        left = wait_until(lambda: not living(running.mark) or None, within=5) is None
+        assert not left, f"left over: {living(running.mark)}"
     finally:
-        for number in processes_of(running):
+        for number in living(running.mark):
             os.kill(number, signal.SIGKILL)
         running.process.wait()
     said = [(running.folder / f".{running.name}.{end}").read_text(errors="replace") for end in ("out", "err")]
     return Finished(code, *said, time.monotonic() - started)
-
-
-def processes_of(running):
-    """Every living process that carries the run's mark, found in /proc: children of children too."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                marked = f"{MARK}={running.mark}".encode() in (entry / "environ").read_bytes()
-                dead = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            except OSError:
-                continue
-            if marked and not dead:
-                found.append(int(entry.name))
-    return found
-
-
-def wait_until(look, *, within=DEADLINE):
-    """The first truthy answer of `look`, None where there is none in time."""
-    end = time.monotonic() + within
-    while time.monotonic() < end:
-        if answer := look():
-            return answer
-        time.sleep(0.01)
-    return None
 
 
 def run(command, **keywords):
@@ -504,7 +478,7 @@ def test_one_process_that_is_killed_ends_the_others_and_costs_nothing(common, wh
     assert wait_until(reaches(tmp_path / "run", 10)), finish(running, within=1)
     victim = next(
         number
-        for number in processes_of(running)
+        for number in living(running.mark)
         if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{number}/environ").read_bytes()
     )
     os.kill(victim, signal.SIGKILL)
@@ -830,7 +804,7 @@ def test_a_reader_that_is_killed_in_mid_run_changes_nothing(whole, common, tmp_p
     running = start(command, folder=tmp_path)
     assert wait_until(reaches(tmp_path / "run", 3)), finish(running, within=1)
     # Readers are forks of the process; beside them there is the program that watches over its lock.
-    own = [number for number in processes_of(running) if number != running.process.pid]
+    own = [number for number in living(running.mark) if number != running.process.pid]
     readers = [number for number in own if b"run.py" in Path(f"/proc/{number}/cmdline").read_bytes()]
     assert len(readers) == 2
     os.kill(readers[0], signal.SIGKILL)

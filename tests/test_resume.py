@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.digits import ensure_digits
+from tests.marked_processes import MARK, living, wait_until
 from training.checkpoints.protocol import checkpoints, verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -28,7 +29,6 @@ ROOT = Path(__file__).parent.parent
 RUN = ROOT / "training" / "run.py"
 TORCHRUN = Path(sys.executable).parent / "torchrun"
 DEADLINE = 120  # seconds for any program here, on a machine that is busy with others
-MARK = "LOCKSTEP_TEST_RESUME"  # names a program in the environment of all its processes
 
 # A network that stops its own process: in the forward pass that `strikes` names, as (step) or (step, batch).
 NETWORK = """
@@ -143,31 +143,6 @@ def execute(command, folder):
     return subprocess.run(
         words, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=DEADLINE
     )
-
-
-def processes_of(mark):
-    """Every living process that carries the mark: children of children too."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                marked = f"{MARK}={mark}".encode() in (entry / "environ").read_bytes()
-                dead = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            except OSError:
-                continue
-            if marked and not dead:
-                found.append(int(entry.name))
-    return found
-
-
-def wait_until(look, *, within=DEADLINE):
-    """The first truthy answer of `look`, None where there is none in time."""
-    end = time.monotonic() + within
-    while time.monotonic() < end:
-        if answer := look():
-            return answer
-        time.sleep(0.02)
-    return None
 
 
 def starts(folder, what, *, processes):
@@ -427,10 +402,10 @@ def test_a_second_interrupt_ends_all_processes_at_once(flags, processes, tmp_pat
             time.sleep(0.3)
             running.send_signal(signal.SIGINT)
         asked = time.monotonic()
-        assert wait_until(lambda: not processes_of(mark) and running.poll() is not None, within=20)
+        assert wait_until(lambda: not living(mark) and running.poll() is not None, within=20)
         assert time.monotonic() - asked < 5, (tmp_path / "said").read_text()
     finally:
-        for number in processes_of(mark):
+        for number in living(mark):
             os.kill(number, signal.SIGKILL)
         running.wait()
     assert processes > 1 or running.returncode == 130  # torchrun has exit codes of its own
