@@ -32,7 +32,7 @@ SLACK = 15  # seconds from the last words to the launcher's end, on a machine th
 
 # Python runs sitecustomize.py in every process. Here it puts a fault into one process's forward pass.
 FAULTS = """
-import ctypes, os, pathlib, signal, subprocess, sys, threading, time
+import os, pathlib, re, signal, subprocess, sys, threading, time
 
 def stop_for_three_seconds():
     subprocess.Popen(["sh", "-c", f"sleep 3; kill -CONT {os.getpid()}"])
@@ -47,7 +47,8 @@ FAULTS = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "stop for three seconds": stop_for_three_seconds,
-    "hold the lock": lambda: ctypes.PyDLL(None).sleep(100),
+    # It would take years, and no signal shortens it.
+    "hold the lock": lambda: re.match("(a+)+$", "a" * 60 + "b"),
     "leave a thread": lambda: threading.Thread(target=time.sleep, args=(100,)).start(),
 }
 
