@@ -21,6 +21,7 @@ MODULE_LINES, FUNCTION_LINES = 250, 60
 # Lowest first. A module of training imports modules of training only from the lines above its own.
 TRAINING_LAYERS = [
     {
+        "buffer_copies",
         "checkpoints",
         "checkpoints.priority",
         "checkpoints.retention",
@@ -42,14 +43,12 @@ TRAINING_LAYERS = [
         "networks.synced_batch_norm",
         "networks.torch_files",
         "networks.unet",
-        "nonfinite.buffer_copies",
         "nonfinite.layer_watch",
         "plugins",
         "prediction.mask_names",
         "scores",
         "scores.confusion",
         "scores.ranking",
-        "stop_flag",
         "stopwatch",
         "vigil.ending",
         "vigil.guard_program",
@@ -118,7 +117,7 @@ TRAINING_LAYERS = [
         "tracking",
         "vigil.joining",
     },
-    {"bad_samples", "checkpoints.storage_failures", "command", "counts", "objective"},
+    {"bad_samples", "checkpoints.storage_failures", "command", "counts", "objective", "stop_flag"},
     {"checkpoints.weight_copies", "losses.elements", "step_report", "tasks.task"},
     {
         "evaluation",
@@ -136,8 +135,8 @@ TRAINING_LAYERS = [
     },
     {"losses", "prediction.rows", "run_directory"},
     {"job", "labels", "prediction.masks", "prediction.table", "tasks"},
-    {"assembly", "cadence", "introduction", "micro_batch", "prediction.output", "reduction", "weights"},
-    {"evaluate_mode", "exact.settling", "nonfinite.diagnosis", "prediction.answers", "saver"},
+    {"assembly", "cadence", "introduction", "micro_batch", "prediction.output", "weights"},
+    {"evaluate_mode", "exact.settling", "nonfinite.diagnosis", "prediction.answers", "reduction", "saver"},
     {"exact.grains", "nonfinite", "prediction"},
     {"gradients", "predict_mode", "recorder"},
     {"step"},

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 
 from data_pipeline.batch import Batch
+from training.buffer_copies import BufferCopies
 from training.counts import SharedSums
 from training.exact.grains import accumulate_grains
 from training.inputs import Inputs, Normalizer
@@ -88,13 +89,12 @@ def _take_together(
 
 def _previewed(job: Job, normalize: Normalizer, held: list[Inputs]) -> torch.Tensor:
     """The objective's sums over this process's share; the network is left as it was."""
-    buffers = [buffer.clone() for buffer in job.network.buffers()]
+    buffers = BufferCopies(job.network)
     unused = empty_share(job, rows=1)
     with torch.no_grad():
         for inputs in held:
             _sums(job, job.network, normalize.normalised(inputs), unused)
-        for buffer, before in zip(job.network.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+    buffers.put_back()
     return unused.sums[0]
 
 

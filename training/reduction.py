@@ -12,8 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data_pipeline.batch import Batch
 from data_pipeline.fault import UserError
-from training.inputs import forward
+from training.buffer_copies import BufferCopies
 from training.job import Job
+from training.micro_batch import sums_of
 
 
 def settle_reduction(job: Job, batch: Batch) -> None:
@@ -30,17 +31,13 @@ def settle_reduction(job: Job, batch: Batch) -> None:
     accelerator, model = job.accelerator, job.model
     if not isinstance(model, DistributedDataParallel):
         return
-    inputs = job.normalizer(batch)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with accelerator.autocast():
-        outputs = forward(model, inputs.images)
-    accelerator.backward(job.task.objective.sums(outputs, inputs).sum() * 0.0)
+    buffers = BufferCopies(job.network)
+    sums = sums_of(job, model, job.normalizer(batch))
+    accelerator.backward(sums.sum() * 0.0)
     job.watch.switch("other")
     _check_all_used(job.network, freeze=job.config.model.freeze)
     model.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+    buffers.put_back()
 
 
 def _check_all_used(network: torch.nn.Module, *, freeze: Sequence[str]) -> None:

@@ -11,9 +11,10 @@ from types import FrameType
 
 from accelerate.utils import gather_object
 
+from training.process import INTERRUPTED
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 GRACE = 1.0  # seconds that a process has to leave by itself after the second SIGINT
-INTERRUPTED = 130  # its exit code: 128 + SIGINT
 
 
 class StopFlag:

@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from training.assembly import assemble
+from training.buffer_copies import BufferCopies
 from training.clipping import clip_gradients
 from training.command import read_request
 from training.config import OptimConfig
 from training.evaluation import Examined, evaluate
 from training.nonfinite import IN_A_ROW, check_weights, judge
-from training.nonfinite.buffer_copies import BufferCopies
 from training.nonfinite.diagnosis import SHOWN, diagnose
 from training.nonfinite.layer_watch import BackwardWatch, ForwardWatch, rows_not_finite
 from training.plots import draw_plots

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from training.buffer_copies import BufferCopies
 from training.job import Job
-from training.nonfinite.buffer_copies import BufferCopies
 from training.nonfinite.diagnosis import Cause, diagnose, names_not_finite
 from training.process import Ended, agree
 from training.state import Progress

@@ -15,11 +15,11 @@ import torch
 from accelerate.utils import gather_object
 
 from data_pipeline.batch import Batch
+from training.buffer_copies import BufferCopies
 from training.counts import SharedSums
 from training.inputs import Inputs
 from training.job import Job
 from training.micro_batch import seed_dropout, sums_of
-from training.nonfinite.buffer_copies import BufferCopies
 from training.nonfinite.layer_watch import NETWORK, BackwardWatch, Culprit, ForwardWatch, rows_not_finite
 from training.reading import training_batches
 
