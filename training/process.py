@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from data_pipeline.fault import USER_EXIT
 from training.config import UserError, fatal_line, user_error_text
 from training.vigil.ending import EXIT_CODES as EXIT_CODES
+from training.vigil.ending import Ended as Ended
 from training.vigil.ending import Ending, Failure, speak
 from training.vigil.place import Place as Place
 from training.vigil.stacks import forget
@@ -35,17 +36,6 @@ STACKS_WITHIN = 5.0  # seconds for the vigil to write this process's stacks
 LAST_WORDS_WITHIN = 600.0  # seconds that process zero may take for its last checkpoint
 # The disk's or its owner's doing, not the program's: told in one line, without a traceback.
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES, errno.EPERM}
-
-
-class Ended(Exception):
-    """The run ends here for a reason that has a name in EXIT_CODES."""
-
-    def __init__(
-        self, code: str, what: str, *, hint: str, samples: tuple[str, ...] = (), layer: str = ""
-    ) -> None:
-        super().__init__(what)
-        self.code, self.what, self.hint = code, what, hint
-        self.samples, self.layer = samples, layer  # where numbers stopped being finite
 
 
 def forget_failure(run_dir: Path) -> None:

@@ -15,14 +15,16 @@ if not __package__:
 
 if __name__ == "__main__":
     from data_pipeline import torchvision_cpu
-    from training import command, launcher, process
+    from launch import started, ties, topology
+    from training import command, process
 
     with process.last_words() as place:
+        os.environ.update(topology.of_slurm_task(os.environ))
         request = command.read_request(sys.argv[1:])  # no torch yet: a misspelt flag is answered at once
         if request is not None:
             place.run_dir = request.run_dir
-            launcher.tie_to_launcher()
-            launcher.check_launch()
+            ties.tie_to_launcher()
+            started.check_launch(request.flags.expect_processes)
             # For a checkout that runs without being installed: timm imports torchvision.
             torchvision_cpu.declare_missing_operators()
 

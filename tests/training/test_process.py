@@ -11,8 +11,8 @@ import time
 
 import pytest
 
+from launch.started import check_launch
 from training.config import UserError
-from training.launcher import check_launch
 from training.process import EXIT_CODES
 
 LAUNCH_VARIABLES = (
@@ -210,7 +210,7 @@ def test_signals_set_the_flag_and_a_second_interrupt_stops_at_once(script, name)
 
 CHILD = """
 import time
-from training.launcher import tie_to_launcher
+from launch.ties import tie_to_launcher
 tie_to_launcher()
 print("tied", flush=True)
 time.sleep(60)

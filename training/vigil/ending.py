@@ -11,8 +11,19 @@ from typing import Any
 
 from data_pipeline.fault import fatal_line
 
-EXIT_CODES = {"CRASH": 70, "HANG": 71, "STORAGE": 74, "STOPPED": 75, "NONFINITE": 76}
+EXIT_CODES = {"RENDEZVOUS": 69, "CRASH": 70, "HANG": 71, "STORAGE": 74, "STOPPED": 75, "NONFINITE": 76}
 SHOWN = 4  # keys of samples that a message names
+
+
+class Ended(Exception):
+    """The run ends here for a reason that has a name in EXIT_CODES."""
+
+    def __init__(
+        self, code: str, what: str, *, hint: str, samples: tuple[str, ...] = (), layer: str = ""
+    ) -> None:
+        super().__init__(what)
+        self.code, self.what, self.hint = code, what, hint
+        self.samples, self.layer = samples, layer  # where numbers stopped being finite
 
 
 @dataclass(frozen=True)

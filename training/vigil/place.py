@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,8 @@ class Place:
     """whether this takes its time and shows no progress: set-up, the last checkpoint, plots"""
     first_step: int | None = None  # that this start took
     watcher: Watcher | None = None
+    listener: socket.socket | None = None
+    """of process zero: where the processes have met, before torch was there"""
 
     def at(self, *, step: int | None = None, samples: list[str] | None = None) -> None:
         """Something goes on: here. What follows must go on as well."""

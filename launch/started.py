@@ -1,45 +1,15 @@
-"""What a process checks about the launcher that started it, and how its life is tied to the launcher's."""
+"""What a process checks about how it was started, before anything heavy is loaded."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
-import sys
-import threading
-import time
 from pathlib import Path
 
 from training.config import UserError
 
-PR_SET_PDEATHSIG = 1  # prctl(2)
-GRACE = 4.0  # seconds that a process goes on without its launcher, to save what it has
-POLL = 0.5  # seconds
 
-
-def tie_to_launcher() -> None:
-    """End when the launcher ends: torchrun and accelerate start their processes in sessions of their own.
-
-    The kernel sends SIGTERM, on which training stops and saves; whoever is not gone after the grace, because
-    it waits for a process that is, leaves at once. Only under a launcher: what a shell started must outlive
-    that shell (nohup).
-    """
-    if sys.platform == "linux" and {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        threading.Thread(
-            target=_leave_after, args=(os.getppid(),), name="launcher-watch", daemon=True
-        ).start()
-
-
-def _leave_after(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(POLL)
-    time.sleep(GRACE)
-    os._exit(128 + signal.SIGTERM)
-
-
-def check_launch() -> None:
+def check_launch(expected: int | None = None) -> None:
     """Refuse a start in which fewer processes came up than were asked for; USAGE."""
     env = os.environ
     # accelerate sets MASTER_ADDR for several processes even where it then starts one.
@@ -56,6 +26,12 @@ def check_launch() -> None:
                 f"{name}={env[name]!r} is no number", mend="start with accelerate or torchrun", code="USAGE"
             )
     world = int(env.get("WORLD_SIZE", "1"))
+    if expected is not None and world != expected:
+        raise UserError(
+            f"--expect-processes {expected}: {world} came up",
+            mend=f"lockstep launch --processes-per-node {expected} -- ..., or torchrun --nproc_per_node",
+            code="USAGE",
+        )
     missing = [name for name in ("RANK", "MASTER_ADDR") if name not in env]
     if world > 1 and missing:
         raise UserError(
