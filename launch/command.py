@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from launch.topology import Topology
+from training.config import UserError
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,16 @@ def process_commands(topology: Topology, program: str, words: Sequence[str]) -> 
 def accelerate_command(topology: Topology, program: str, words: Sequence[str]) -> Command:
     """`accelerate launch` of this node's processes.
 
-    It takes --num_processes for processes only with --multi_gpu, also where there is no GPU.
+    It takes --num_processes for processes only with --multi_gpu, also where there is no GPU. USAGE where
+    nodes have different numbers of processes, which it cannot be told.
     """
+    if len(set(topology.processes)) > 1:
+        counts = " + ".join(map(str, topology.processes))
+        raise UserError(
+            f"accelerate starts as many processes on each node, not {counts}",
+            mend="give all nodes the same --processes-per-node, or leave out --with accelerate",
+            code="USAGE",
+        )
     argv = [sys.executable, "-m", "accelerate.commands.launch"]
     if topology.world > 1:
         argv += ["--multi_gpu", "--num_machines", str(topology.nodes), "--num_processes", str(topology.world)]
@@ -78,6 +87,7 @@ def srun_command(topology: Topology, program: str, words: Sequence[str]) -> Comm
         argv += ["--ntasks-per-node", str(topology.local)]
     cores = topology.cores or 0
     argv += ["--cpus-per-task", str(cores)] if cores else ["--overcommit"]
+    argv += ["--gres", f"gpu:{topology.gpus}"] if topology.gpus else []
     argv += ["--kill-on-bad-exit=1", "--export=ALL", "--input=none", "--unbuffered"]
     variables = {"ACCELERATE_USE_CPU": "true"} if topology.cpu else {}
     return Command((*argv, sys.executable, program, *words), variables)

@@ -6,6 +6,7 @@ process. A process learns of all of them as torchrun's variables, whoever starte
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from launch.host_list import host_names, node_counts
 from training.config import UserError
 
 LOOPBACK = "127.0.0.1"
+SPECIAL_STEPS = 0xFFFFFFF0  # from here on: the batch script, or a shell of salloc
 
 # What each process is told, by torchrun, accelerate and us alike.
 PROCESS_VARIABLES = {
@@ -31,14 +33,19 @@ JOB_VARIABLES = {
     "SLURM_JOB_ID": "number of the job",
     "SLURM_JOB_NODELIST": "its nodes: n[1-2]",
     "SLURM_JOB_CPUS_PER_NODE": "cores of each node: 8(x2)",
-    "SLURM_GPUS_ON_NODE": "GPUs of this node; --gpus-per-node, --gres",
+    "SLURM_GPUS_ON_NODE": "GPUs of this node, all nodes alike: --gpus-per-node, --gres",
+    "SLURM_GPUS": "GPUs of all nodes: --gpus",
+    "SLURM_GPUS_PER_NODE": "what --gpus-per-node said: a100:8",
+    "SLURM_GPUS_PER_TASK": "what --gpus-per-task said: the processes are then those of SLURM_TASKS_PER_NODE",
+    "SLURM_NTASKS_PER_GPU": "what --ntasks-per-gpu said, which srun takes together with nothing else",
+    "SLURM_NTASKS": "processes of all nodes, where somebody said: --ntasks",
     "SLURM_NTASKS_PER_NODE": "processes of each node, where there are no GPUs: --ntasks-per-node",
-    "SLURM_TASKS_PER_NODE": "the same where nodes differ: 2,1",
+    "SLURM_TASKS_PER_NODE": "processes of each node, where nodes differ: 2,1; cores, where nobody said",
 }
 
 # What SLURM tells each process that srun starts.
 TASK_VARIABLES = {
-    "SLURM_STEP_ID": "number of the srun within its job; the batch script itself has none",
+    "SLURM_STEP_ID": "number of the srun within its job; the batch script has none",
     "SLURM_PROCID": "RANK",
     "SLURM_STEP_NUM_TASKS": "WORLD_SIZE",
     "SLURM_LOCALID": "LOCAL_RANK",
@@ -64,6 +71,8 @@ class Topology:
     """whether GPUs are left alone"""
     cores: int | None = None
     """cores of a process that a scheduler gave; None: nobody said"""
+    gpus: int = 0
+    """GPUs of each node that srun has to ask for, as nothing else does"""
 
     @property
     def nodes(self) -> int:
@@ -100,8 +109,8 @@ class Topology:
 
     def words(self) -> str:
         """The same for a person, in a line."""
-        on = "CPU" if self.cpu else "GPU"
-        processes = f"{self.world} process{'es' * (self.world > 1)} on {on}s"
+        on = ("CPU" if self.cpu else "GPU") + "s" * (self.world > 1)
+        processes = f"{self.world} process{'es' * (self.world > 1)} on {on}"
         if self.nodes == 1:
             return processes
         alike = len(set(self.processes)) == 1
@@ -114,23 +123,64 @@ class Topology:
 def of_slurm_job(env: Mapping[str, str]) -> Topology:
     """What SLURM gave to the job whose batch script, or salloc shell, has this environment; USAGE.
 
-    A process for each GPU, else as many as --ntasks-per-node says.
+    A process for each GPU, else as many as --ntasks-per-node or --ntasks says, else one for each node.
     """
+    _number(env, "SLURM_JOB_ID")
     hosts = host_names(_given(env, "SLURM_JOB_NODELIST"), name="SLURM_JOB_NODELIST")
-    gpus = _number(env, "SLURM_GPUS_ON_NODE") if env.get("SLURM_GPUS_ON_NODE") else 0
-    name = "SLURM_NTASKS_PER_NODE" if env.get("SLURM_NTASKS_PER_NODE") else "SLURM_TASKS_PER_NODE"
-    if gpus:
-        processes = [gpus] * len(hosts)
-    elif name == "SLURM_NTASKS_PER_NODE":
-        processes = [_number(env, name)] * len(hosts)
-    else:
-        processes = node_counts(env.get(name, f"1(x{len(hosts)})"), name=name)
+    gpus = _job_gpus(env, len(hosts))
+    by_task = bool(env.get("SLURM_GPUS_PER_TASK") and env.get("SLURM_NTASKS"))
+    processes = [gpus] * len(hosts) if gpus and not by_task else _job_tasks(env, len(hosts))
     cores = node_counts(_given(env, "SLURM_JOB_CPUS_PER_NODE"), name="SLURM_JOB_CPUS_PER_NODE")
-    for each in (processes, cores):
+    for name, each in (("SLURM_TASKS_PER_NODE", processes), ("SLURM_JOB_CPUS_PER_NODE", cores)):
         if len(each) != len(hosts) or min(each) < 1:
             raise _contradiction(env, "SLURM_JOB_NODELIST", name)
     share = min(has // runs for has, runs in zip(cores, processes, strict=True))
-    return Topology(tuple(processes), 0, hosts[0], 0, cpu=not gpus, cores=share)
+    # With --exclusive a job has all GPUs, its steps those that they ask for; and srun itself repeats what
+    # these variables say, in the same words or not at all.
+    asked = any(env.get(name) for name in ("SLURM_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS_PER_TASK"))
+    return Topology(tuple(processes), address=hosts[0], cpu=not gpus, cores=share, gpus=0 if asked else gpus)
+
+
+def _job_gpus(env: Mapping[str, str], nodes: int) -> int:
+    """GPUs of each node."""
+    gpus = _number(env, "SLURM_GPUS_ON_NODE") if env.get("SLURM_GPUS_ON_NODE") else 0
+    if gpus and env.get("SLURM_NTASKS_PER_GPU"):
+        raise UserError(
+            "--ntasks-per-gpu: srun takes no other number of processes beside it",
+            mend="leave it out: each GPU gets one process",
+            code="USAGE",
+        )
+    if not env.get("SLURM_GPUS"):
+        return gpus
+    total = sum(int(one) for one in re.findall(r"(?:^|[,:])([0-9]{1,6})(?=,|$)", env["SLURM_GPUS"][:1000]))
+    if total != gpus * nodes:
+        raise UserError(
+            f"--gpus {env['SLURM_GPUS'][:80]}: SLURM gave {gpus} of them to the first of {nodes} nodes",
+            mend="ask for the same number on each node, with --gpus-per-node",
+            code="USAGE",
+        )
+    return gpus
+
+
+def _job_tasks(env: Mapping[str, str], nodes: int) -> list[int]:
+    """Processes of each node, as --ntasks-per-node and --ntasks say."""
+    total = _number(env, "SLURM_NTASKS") if env.get("SLURM_NTASKS") else 0
+    if env.get("SLURM_NTASKS_PER_NODE"):
+        each = _number(env, "SLURM_NTASKS_PER_NODE")
+        if each < 1 or total % each:
+            raise _contradiction(env, "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
+        return [each] * nodes
+    # SLURM_TASKS_PER_NODE is as many as there are cores, with --exclusive and no word on tasks.
+    return (
+        node_counts(_given(env, "SLURM_TASKS_PER_NODE"), name="SLURM_TASKS_PER_NODE")
+        if total
+        else [1] * nodes
+    )
+
+
+def by_srun(env: Mapping[str, str]) -> bool:
+    """Whether srun has started this process: no batch script, and no shell of salloc, which may be a step."""
+    return bool(env.get("SLURM_STEP_ID")) and _number(env, "SLURM_STEP_ID") < SPECIAL_STEPS
 
 
 def of_slurm_task(env: Mapping[str, str]) -> dict[str, str]:
@@ -138,20 +188,23 @@ def of_slurm_task(env: Mapping[str, str]) -> dict[str, str]:
 
     Where somebody else has set them (torchrun under srun), those hold.
     """
-    if "RANK" in env or "WORLD_SIZE" in env or not env.get("SLURM_STEP_ID"):
+    if "RANK" in env or "WORLD_SIZE" in env or not by_srun(env):
         return {}
     hosts = host_names(_given(env, "SLURM_STEP_NODELIST"), name="SLURM_STEP_NODELIST")
     name = "SLURM_STEP_TASKS_PER_NODE"
     processes = node_counts(_given(env, name), name=name)
     world, rank = _number(env, "SLURM_STEP_NUM_TASKS"), _number(env, "SLURM_PROCID")
     node, local = _number(env, "SLURM_NODEID"), _number(env, "SLURM_LOCALID")
+    if len(processes) != len(hosts) or sum(processes) != world or rank >= world:
+        raise _contradiction(env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", name)
+    if node >= len(hosts) or local >= processes[node]:
+        raise _contradiction(env, "SLURM_NODEID", "SLURM_LOCALID", "SLURM_STEP_NODELIST", name)
     if world == 1:
         return {}
-    if len(processes) != len(hosts) or sum(processes) != world or node >= len(hosts):
-        raise _contradiction(env, "SLURM_STEP_NODELIST", name)
-    port = env.get("MASTER_PORT") or step_port(_number(env, "SLURM_JOB_ID"), _number(env, "SLURM_STEP_ID"))
+    chosen = _number(env, "MASTER_PORT") if env.get("MASTER_PORT") else 0
+    port = chosen or step_port(_number(env, "SLURM_JOB_ID"), _number(env, "SLURM_STEP_ID"))
     address = env.get("MASTER_ADDR") or hosts[0]
-    topology = Topology(tuple(processes), node, address, int(port))
+    topology = Topology(tuple(processes), node, address, port)
     # SLURM may deal processes out in turns, so RANK is what it says, not what the order of nodes would give.
     return topology.variables(local) | {"RANK": str(rank)}
 

@@ -138,3 +138,22 @@ def test_the_seconds_of_a_step_add_up_on_the_stream_of_the_device(train):
     records = of_kind("train", train("run", "--train.max-steps", "12"))
     assert all(one["seconds"]["compute"] > 0 for one in records[2:])
     assert all(0 <= spent < 60 for one in records for spent in one["seconds"].values())
+
+
+def test_two_processes_on_one_gpu_are_refused_with_their_numbers_and_the_gpu(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [*launcher, RUN, "--run-dir", "run", "--train.max-steps", "1"]
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "0"}
+    done = subprocess.run(
+        words, cwd=tmp_path, env=env, check=False, timeout=120, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "error: processes 0 and 1 on " in done.stderr
+    assert " use the same GPU: " in done.stderr
+    assert done.stderr.count("FATAL code=USAGE rank=0 ") == 1
+
+
+def test_a_run_says_once_which_gpu_it_uses(tmp_path):
+    words = [sys.executable, RUN, "--run-dir", "run", "--train.max-steps", "1"]
+    done = subprocess.run(words, cwd=tmp_path, check=True, timeout=280, capture_output=True, text=True)
+    assert done.stdout.count(f"          {torch.cuda.get_device_name(0)}, ") == 1

@@ -22,6 +22,7 @@ from training.config import Config
 from training.exact.conditions import check_processes, fix_arithmetic
 from training.freezing import Freezing, apply_freezing, plan_freezing
 from training.gradient_sums import add_up_gradients
+from training.hardware import check_gpus, check_visible, local_processes, process_cores
 from training.initial_weights import initial_file, load_initial
 from training.job import Job, length_of
 from training.labels import learned_labels
@@ -31,6 +32,7 @@ from training.networks.pretrained import LoadReport, load_pretrained
 from training.networks.synced_batch_norm import Presence, synchronise
 from training.optim import build_optimizer, load_optimizer_numbers
 from training.process import Place
+from training.process_group import open_group
 from training.reading import make_plan
 from training.schedules import check_schedule, steps_of
 from training.state import (
@@ -48,30 +50,27 @@ from training.tasks.task import Kept, Task
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # in accelerate's words
 
 
-def join(config: Config, *, learning: bool = False) -> Accelerator:
-    """Find the other processes and the device; USAGE and CONFIG where they are not what was asked for.
+def join(config: Config, *, learning: bool = False, place: Place | None = None) -> Accelerator:
+    """Join the other processes and find the device; USAGE and CONFIG where they are not what was asked for.
 
-    With `learning`, exact mode sets its conditions.
+    With `learning`, exact mode sets its conditions. `place` knows where the processes have met.
     """
     cpu = (
         os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
         or not torch.cuda.is_available()
     )
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if not cpu and local > torch.cuda.device_count():
-        raise UserError(
-            f"{local} processes on this machine, which has {torch.cuda.device_count()} GPUs",
-            mend="start one process per GPU, or set ACCELERATE_USE_CPU=true to train on the CPU",
-            code="USAGE",
-        )
+    if not cpu:
+        check_visible(torch.cuda.device_count(), local_processes())
     if cpu and config.train.precision == "fp16":
         raise UserError("train.precision: fp16 needs a GPU", mend="use bf16 or fp32", code="CONFIG")
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if learning and config.train.exact:
         check_processes(config, asked)
         fix_arithmetic(cpu=cpu)
-    elif cpu and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(process_cores())
+    # Where nobody has said, accelerate gives each of several processes its part of all the machine's cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     # torch renamed this option lately and floors stay low, so the old name has to do; and it remarks on the
     # layout of 1 x 1 convolutions' gradients, which is theirs to choose.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
@@ -80,11 +79,13 @@ def join(config: Config, *, learning: bool = False) -> Accelerator:
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     # Longer than a hang may last: who finds that knows what the others do, a collective knows nothing.
     seconds = max(config.train.timeout_seconds, 60 * config.train.hang_minutes + 30)
-    timeout = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=seconds))
+    timeout = datetime.timedelta(seconds=seconds)
+    if place is not None:
+        open_group(place.listener, cpu=cpu, timeout=timeout)
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=PRECISIONS[config.train.precision],
-        kwargs_handlers=[ddp, timeout],
+        kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=timeout)],
         log_with=None if config.tracking.wandb == "disabled" else "wandb",
     )
     if not cpu:
@@ -95,6 +96,8 @@ def join(config: Config, *, learning: bool = False) -> Accelerator:
             mend="start with torchrun --nproc_per_node N, or accelerate launch --multi_gpu --num_processes N",
             code="USAGE",
         )
+    if not cpu and asked > 1:
+        check_gpus(accelerator.device)
     return accelerator
 
 

@@ -22,7 +22,7 @@ def evaluate_weights(request: Request, place: Place) -> None:
     config = request.config
     forget_failure(request.run_dir)
     dataset = open_dataset(config, learning=False)
-    accelerator = join(config)
+    accelerator = join(config, place=place)
     watch_over(place, accelerator, config)
     saved = read_weights(request)
     check_fits(saved, dataset)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import PositiveInt
+
 from training.config.tree import Section
 
 MODES = ("train", "evaluate", "predict")
@@ -22,7 +24,7 @@ class Flags(Section):
     """a new run begins with another one's weights: its directory, a checkpoint, or a .safetensors file"""
     weights: str = "best"
     """evaluate, predict: best, last, or a .safetensors file with its model.json; also of --init-from RUN"""
-    expect_processes: int | None = None
+    expect_processes: PositiveInt | None = None
     """processes that must have come together, all nodes'; fewer or more are refused"""
     print_config: bool = False
     """print the resolved configuration and stop"""

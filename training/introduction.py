@@ -13,6 +13,7 @@ from data_pipeline.disk import file_sha256
 from training.accounting import Machine, Spent, account
 from training.exact.conditions import listed
 from training.exact.sum_tree import process_counts
+from training.hardware import hardware_lines, process_cores
 from training.job import Job
 from training.parameter_groups import describe_groups
 
@@ -41,6 +42,8 @@ def introduce(job: Job, say: Say) -> None:
         f"machine   {processes} process{'es' * (processes > 1)} on {job.accelerator.device.type}, "
         f"{config.data.workers} reader {config.data.worker_kind} each"
     )
+    for line in hardware_lines(job.accelerator.device, os.environ):
+        say(f"          {line}")
     say(
         f"plan      {batch} samples a step ({share} a process), "
         f"{job.plan.steps_per_epoch} steps an epoch, {job.last_step} in all"
@@ -65,11 +68,10 @@ def time_lines(job: Job) -> list[str]:
     """What the time of this start went into, over all processes; every process comes here."""
     job.watch.read(job.watch.lap())
     everyone = gather_object([Spent(socket.gethostname(), job.watch.totals)])
-    sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     machine = Machine(
         device=job.accelerator.device.type,
         processes=job.accelerator.num_processes,
-        cores=max(1, len(os.sched_getaffinity(0)) // sharers),
+        cores=process_cores(),
         threads=torch.get_num_threads(),
     )
     return account(everyone, job.config, machine)

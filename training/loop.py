@@ -97,7 +97,7 @@ def _stop(job: Job, recorder: Recorder, flag: StopFlag) -> NoReturn:
     """End the run here, where a checkpoint has been made; every process comes here."""
     why = flag.agreed_reason()
     job.place.rest()
-    recorder.close()
+    recorder.close(asked=flag.heard_at)
     recorder.account()
     owed = ", before the evaluation that belongs behind it" if evaluation_is_owed(job) else ""
     what = f"stopped {why}, after step {job.progress.step}{owed}"

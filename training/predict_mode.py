@@ -13,7 +13,7 @@ from training.weights import read_weights
 def predict_with_weights(request: Request, place: Place) -> None:
     """Write predictions for `predict.source`; every process comes here."""
     forget_failure(request.run_dir)
-    accelerator = join(request.config)
+    accelerator = join(request.config, place=place)
     watch_over(place, accelerator, request.config)
     predict(request, accelerator, predictor_of(read_weights(request)), place=place)
     leave(accelerator, place)

@@ -96,6 +96,13 @@ def _ended(place: Place, error: Ended) -> NoReturn:
     _end(place, error.code, EXIT_CODES[error.code])
 
 
+def end_early(place: Place, error: Ended) -> NoReturn:
+    """End from a thread, before training: each process that is asked to does, and the others with it."""
+    if place.speaks and _is_first(place, error.code, error.what, error.hint):
+        speak(f"{error.what}\n{fatal_line(error.code, rank=place.rank, hint=error.hint)}")
+    _end(place, error.code, EXIT_CODES[error.code])
+
+
 def _left(place: Place, error: SystemExit) -> NoReturn:
     """Somebody's code called sys.exit(): rich does where nobody reads on; else it is a fault."""
     if isinstance(error.__context__, BrokenPipeError):

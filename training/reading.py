@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from data_pipeline.shard_index import read_shard_index
 from data_pipeline.store import Store, load_dataset, open_store
 from data_pipeline.stream import stream
 from training.config import EMBEDDED_DIGITS, Config
+from training.hardware import local_processes
 
 
 def open_dataset(config: Config, *, learning: bool) -> DatasetIndex:
@@ -129,7 +129,7 @@ def batches(
         mixup=data.mixup if learning else 0.0,
         cutmix=data.cutmix if learning else 0.0,
         skip_bad=learning,
-        sharers=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        sharers=local_processes(),
     )
     return stream(recipe, work, workers=data.workers, prefetch=data.prefetch, kind=data.worker_kind)
 

@@ -205,10 +205,10 @@ class Recorder:
         """Copy a committed checkpoint's weights to where a user takes them away."""
         self._saver.export(checkpoint, best=best)
 
-    def close(self) -> None:
-        """Wait for the last checkpoint, let the trackers finish, and leave the live line."""
+    def close(self, *, asked: float | None = None) -> None:
+        """Wait for the last checkpoint, `asked` for then, let the trackers finish, leave the live line."""
         self._job.watch.switch("checkpoint")
-        self._saver.close()
+        self._saver.close(asked=asked)
         self._job.watch.switch("other")
         self._tracking(lambda: stop_tracking(self._job.accelerator))
         self._console.end()

@@ -15,16 +15,21 @@ if not __package__:
 
 if __name__ == "__main__":
     from data_pipeline import torchvision_cpu
-    from launch import started, ties, topology
-    from training import command, process
+    from launch import cores, rendezvous, srun_tie, started, ties, topology
+    from training import command, early_signals, process
 
     with process.last_words() as place:
+        early_signals.stop_before_training(sys.argv[1:], place)
         os.environ.update(topology.of_slurm_task(os.environ))
+        place.find_rank()
         request = command.read_request(sys.argv[1:])  # no torch yet: a misspelt flag is answered at once
         if request is not None:
             place.run_dir = request.run_dir
             ties.tie_to_launcher()
-            started.check_launch(request.flags.expect_processes)
+            srun_tie.tie_to_srun()
+            started.check_launch(request.flags.expect_processes, sys.argv[1:])
+            cores.take_cores(os.environ)  # before torch counts them
+            place.listener = rendezvous.meet(os.environ)
             # For a checkout that runs without being installed: timm imports torchvision.
             torchvision_cpu.declare_missing_operators()
 
@@ -41,7 +46,7 @@ if __name__ == "__main__":
                 from training.vigil import joining
 
                 dataset = reading.open_dataset(request.config, learning=True)
-                accelerator = assembly.join(request.config, learning=True)
+                accelerator = assembly.join(request.config, learning=True, place=place)
                 compiles = request.config.model.compile
                 joining.watch_over(place, accelerator, request.config, compiles=compiles)
                 if request.flags.dry_run:

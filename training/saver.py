@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
@@ -22,6 +23,7 @@ from training.job import Job
 from training.journal import Journal
 from training.optim import optimizer_numbers
 from training.process import Ended
+from training.save_times import SaveTimes
 from training.state import AVERAGE_FILE, MODEL_FILE, OPTIMIZER_FILE, optimizer_tensors, plan_identity
 from training.weights import about_model
 
@@ -51,6 +53,7 @@ class Saver:
         self._plan = plan_identity(job.config, job.dataset)  # hashes the whole index: once, not at every save
         self._reserved = False
         self._tried_again = False
+        self._times = SaveTimes(run_dir)
         if self._main:
             self._copies.remove_leftovers()
         if self._main and job.progress.step:
@@ -90,9 +93,14 @@ class Saver:
             self._copies.owe(checkpoint, names, about=about_model(self._job))
             self._copies.pay()
 
-    def close(self) -> None:
-        """Wait for the last checkpoint; STORAGE where it or the weights fail twice."""
+    def close(self, *, asked: float | None = None) -> None:
+        """Wait for the last checkpoint; STORAGE where it or the weights fail twice.
+
+        `asked`: time.monotonic() when a signal asked for it.
+        """
         self._settle(last=True)
+        if self._main and asked is not None:
+            self._times.stopped(time.monotonic() - asked)
 
     def _begin(self, *, best: bool) -> None:
         job = self._job
@@ -191,6 +199,7 @@ class Saver:
             raise outcome.error
         else:
             self._failures.succeeded()
+            self._times.saved(outcome.seconds)
         if outcome.unpruned is not None:
             warn(f"an older checkpoint could not be removed: {outcome.unpruned}")
 

@@ -25,6 +25,7 @@ class StopFlag:
 
     def __init__(self, minutes: float | None = None, *, since: float | None = None) -> None:
         self.signal: int | None = None
+        self.heard_at: float | None = None  # time.monotonic() when the first signal was
         self._heard: list[int] = []
         self._minutes = minutes
         self._since = time.monotonic() if since is None else since
@@ -38,6 +39,7 @@ class StopFlag:
         if stops_at_once(self._heard):
             raise KeyboardInterrupt
         self.signal = self.signal or number
+        self.heard_at = self.heard_at or time.monotonic()
 
     @property
     def asked(self) -> bool:

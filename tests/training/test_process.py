@@ -11,8 +11,6 @@ import time
 
 import pytest
 
-from launch.started import check_launch
-from training.config import UserError
 from training.process import EXIT_CODES
 
 LAUNCH_VARIABLES = (
@@ -131,60 +129,6 @@ def test_without_a_run_directory_the_last_line_is_still_said(ends, tmp_path, run
 def test_exit_codes_are_those_that_scripts_know():
     codes = {"CRASH": 70, "HANG": 71, "STORAGE": 74, "STOPPED": 75, "NONFINITE": 76}
     assert EXIT_CODES.items() >= codes.items()
-
-
-@pytest.fixture
-def environment(monkeypatch):
-    def put(**values):
-        for name in LAUNCH_VARIABLES:
-            monkeypatch.delenv(name, raising=False)
-        for name, value in values.items():
-            monkeypatch.setenv(name, value)
-
-    return put
-
-
-@pytest.mark.parametrize(
-    ("values", "word"),
-    [
-        ({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"}, "--num_processes"),
-        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a"}, "RANK=2"),
-        ({"RANK": "1"}, "RANK=1"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two'"),
-        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE='-2'"),
-        ({"WORLD_SIZE": ""}, "WORLD_SIZE=''"),
-        ({"WORLD_SIZE": "٣"}, "WORLD_SIZE"),
-        ({"WORLD_SIZE": "2", "RANK": "x"}, "RANK='x'"),
-        ({"LOCAL_RANK": "1.0"}, "LOCAL_RANK"),
-    ],
-)
-def test_a_start_that_cannot_be_meant_is_refused(environment, values, word):
-    environment(**values)
-    with pytest.raises(UserError) as caught:
-        check_launch()
-    assert caught.value.code == "USAGE"
-    assert word in caught.value.what
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"ACCELERATE_MIXED_PRECISION": "no"},
-        {"MASTER_ADDR": "127.0.0.1"},
-        {
-            "WORLD_SIZE": "1",
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "29500",
-        },
-        {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500"},
-    ],
-)
-def test_a_start_by_any_launcher_passes(environment, values):
-    environment(**values)
-    check_launch()
 
 
 STOPS = """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +24,7 @@ from training.vigil.place import Place
 from training.vigil.siblings import how_it_ended, introduce, is_stopped
 from training.vigil.verdict import Sight, stands_still
 
+KERNEL = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
 linux = pytest.mark.skipif(sys.platform != "linux", reason="pidfd and /proc are Linux's")
 
 WAITING = Sight(answers=True, step=6, waits=True)
@@ -72,14 +75,17 @@ def test_how_a_process_ended_is_read_as_soon_as_the_kernel_tells(code, words):
     assert near.alive == [sibling]
     process.stdin.write(b"\n")
     process.stdin.close()
-    assert near.ended(near.wait([], seconds=30)) == [sibling]
-    how = how_it_ended(process.pid)
+    file = os.pidfd_open(process.pid)
+    ((who, how),) = near.ended(near.wait([], seconds=30))
+    assert who == sibling
     assert words in how
     assert bool(words) == bool(how)
     process.wait()
     assert how_it_ended(process.pid) == "is gone"
+    assert how_it_ended(process.pid, file) == (how if KERNEL >= (6, 15) else "is gone")
+    os.close(file)
     assert near.alive == []
-    assert PidFiles([sibling]).ended(set()) == [sibling]
+    assert PidFiles([sibling]).ended(set()) == [(sibling, "is gone")]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ class Outcome(NamedTuple):
     step: int
     error: BaseException | None  # None: it is committed and was read back
     unpruned: OSError | None  # why older ones could not be removed
+    seconds: float  # since it was asked for
 
 
 class CheckpointWriter:
@@ -49,6 +51,7 @@ class CheckpointWriter:
         self._folder, self._retention = folder, retention
         self._snapshot = Snapshot()
         self._plan: Plan | None = None
+        self._asked = 0.0  # time.monotonic() at the last `save`
         self._thread: threading.Thread | None = None
         self._outcome: Outcome | None = None
 
@@ -75,6 +78,7 @@ class CheckpointWriter:
     def save(self, plan: Plan, files: Mapping[str, Tensors]) -> None:
         """Copy the tensors and write them in the background; waits for the save before this one."""
         self.busy(None)
+        self._asked = time.monotonic()
         self._snapshot.take(files)
         self._plan = plan
         self.again()
@@ -120,9 +124,9 @@ class CheckpointWriter:
             wanted = {step for step in (plan.best_step, *(plan.then(committed) or ())) if step is not None}
             unpruned = self._prune(plan.step, wanted)
         except BaseException as error:  # for the thread that trains, which asks for the outcome
-            self._outcome = Outcome(plan.step, error, None)
+            self._outcome = Outcome(plan.step, error, None, time.monotonic() - self._asked)
         else:
-            self._outcome = Outcome(plan.step, None, unpruned)
+            self._outcome = Outcome(plan.step, None, unpruned, time.monotonic() - self._asked)
 
     def _prune(self, written: int, wanted: set[int]) -> OSError | None:
         try:

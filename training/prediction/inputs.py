@@ -22,6 +22,7 @@ from data_pipeline.store import Store, load_dataset
 from data_pipeline.unframing import fixes_size
 from data_pipeline.urls import check_url, is_remote, local_path
 from training.config import EMBEDDED_DIGITS, Config
+from training.hardware import local_processes
 from training.prediction.mask_names import mask_names
 from training.tasks.task import Task
 
@@ -141,7 +142,7 @@ def _reading(config: Config, saved: Predictor, *, pinned: bool) -> dict[str, Any
         "transforms": saved.transforms,
         "seed": config.seed,
         "pinned": pinned,
-        "sharers": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        "sharers": local_processes(),
         "unlabelled": True,
     }
 

@@ -14,13 +14,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from training.vigil.contact import Contact, Message
+from training.vigil.contact import LOST, Contact, Message, lost_words
 from training.vigil.ending import EXIT_CODES, Ending, Failure, speak
 from training.vigil.guard import Guard
 from training.vigil.pace import TICK, Pace
 from training.vigil.pid_files import PidFiles
 from training.vigil.place import Place
-from training.vigil.siblings import Sibling, how_it_ended, is_stopped
+from training.vigil.siblings import Sibling, is_stopped
 from training.vigil.stacks import end_one_that_does_not_answer, write_own
 from training.vigil.verdict import Sight, stands_still
 
@@ -29,7 +29,9 @@ PARTING = 10.0  # the same while all leave, having done what they should
 GRACE = 1.5  # seconds for the main thread to say its own last words
 LATER = 1.0  # seconds after process zero, who knows more, the others find a hang
 LINES = 8  # processes that a message describes
+DISK = 2.0  # seconds for a word in the run directory, which may be beyond the link that is gone
 AGAIN = "start the same command again to resume"
+FOUND = f"{AGAIN}; lockstep launch --max-restarts does so by itself"
 
 
 class Vigil:
@@ -51,6 +53,7 @@ class Vigil:
             one for one in siblings if one.machine == self._me.machine and one.pid != self._me.pid
         )
         self._gone: dict[int, tuple[float, str]] = {}  # since when, and how, by rank
+        self._lost: dict[int, float] = {}  # since when, by rank
         self._parting: set[int] = set()
         self._ending: Ending | None = None
         self._known, self._stopped, self._leave_at = threading.Event(), False, float("inf")
@@ -95,11 +98,11 @@ class Vigil:
 
     def _watch(self) -> None:
         while not self._stopped:
-            hurried = bool(self._gone) or self._ending is not None
+            hurried = bool(self._gone or self._lost) or self._ending is not None
             ready = self._near.wait(self._contact.files(), seconds=TICK / 5 if hurried else TICK)
             now = time.monotonic()
-            for sibling in self._near.ended(ready):
-                self._gone.setdefault(sibling.rank, (now, how_it_ended(sibling.pid)))
+            for sibling, how in self._near.ended(ready):
+                self._gone.setdefault(sibling.rank, (now, how))
             for rank, message in self._contact.receive(ready):
                 self._hear(rank, message, now)
             if self._ending is None:
@@ -114,6 +117,8 @@ class Vigil:
             # How a process of this machine ended the kernel tells, a moment after it has closed its files.
             if not self._near.sees(self._siblings[rank]):
                 self._gone.setdefault(rank, (now, "is gone"))
+        elif message is LOST:
+            self._lost.setdefault(rank, now)
         elif "ending" in message:
             self.announce(Ending(**message["ending"]))
         elif "farewell" in message:
@@ -122,7 +127,12 @@ class Vigil:
             self._pace.heard(rank, message, now)
 
     def _mourn(self, now: float) -> None:
-        """Say of a process that ended without a word that, and how, it did."""
+        """Say of a process that ended without a word that, and how, it did; of hosts, that they are lost."""
+        if self._lost and now - min(self._lost.values()) >= HEARSAY:
+            lost = [self._siblings[rank] for rank in sorted(self._lost)]
+            what = f"error: {lost_words(lost)}"
+            self._end("RENDEZVOUS", lost[0].rank, what, FOUND)
+            return
         for rank, (since, how) in self._gone.items():
             quiet = rank in self._parting and "signal" not in how
             if now - since >= (PARTING if quiet else HEARSAY):
@@ -173,6 +183,10 @@ class Vigil:
             step=None if step is None else step + 1,
             samples=sight.samples if sight is not None and known else (),
         )
+        if code == "RENDEZVOUS":
+            late = threading.Timer(DISK, os._exit, (EXIT_CODES[code],))
+            late.daemon = True
+            late.start()
         if failure.write(self._place.run_dir, first=True):
             speak(f"{what}\n{failure.line()}")
         self.announce(Ending(code, EXIT_CODES[code], rank))

@@ -1,12 +1,14 @@
 """Connections between process zero and each other one, which the kernel closes when a process or host ends.
 
 A process that was stopped, or never gives up the interpreter's lock, keeps its connection: it is late, not
-gone.
+gone. Where a host or the network in between is gone nobody closes anything, and the other kernel's silence
+tells.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hmac
 import json
 import os
@@ -14,17 +16,24 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from training.vigil.siblings import Sibling
 
 LOOPBACK = "127.0.0.1"
-LOST_AFTER = 12  # seconds without a word of a host's kernel
+LOST_AFTER = 10  # seconds without a word of a host's kernel
 HANDSHAKE = 10.0  # seconds for a connection to be made and to say who it is
 LONGEST = 1 << 16  # bytes of a message; who sends more is a stranger
 STRANGERS = 64  # connections at once that have not said who they are
+CLOSED = (errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE)  # what a kernel says of a process that is gone
 
 Message = dict[str, Any]
+LOST: Message = {"lost": True}  # known by identity: no word of the other kernel
+
+
+class Lost(Exception):
+    """The other side's kernel has not answered for LOST_AFTER seconds."""
 
 
 class _Peer:
@@ -33,10 +42,11 @@ class _Peer:
     def __init__(self, connection: socket.socket, rank: int | None = None) -> None:
         self.socket, self.rank, self.since = connection, rank, time.monotonic()
         self._in, self._out = b"", b""
+        self._lost = False
         connection.setblocking(False)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        third = LOST_AFTER // 3
-        for name, value in (("TCP_KEEPIDLE", third), ("TCP_KEEPINTVL", third), ("TCP_KEEPCNT", 2)):
+        part = LOST_AFTER // 5
+        for name, value in (("TCP_KEEPIDLE", 2 * part), ("TCP_KEEPINTVL", part), ("TCP_KEEPCNT", 3)):
             if hasattr(socket, name):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -46,17 +56,22 @@ class _Peer:
         """As much as the other side takes at once; the rest goes with the next message."""
         if len(self._out) < LONGEST:
             self._out += json.dumps(message).encode() + b"\n"
-        with contextlib.suppress(OSError):  # that it is gone is heard by whoever reads
+        try:
             self._out = self._out[self.socket.send(self._out) :]
+        except OSError as error:
+            # The kernel tells this once: whoever reads next hears that it is gone, not how.
+            self._lost = self._lost or _is_lost(error)
 
     def receive(self) -> list[Message]:
-        """What has come; EOFError where the other side is gone, or is a stranger."""
+        """What has come; EOFError where the other side is gone, or a stranger; Lost."""
         try:
             data = self.socket.recv(LONGEST)
         except BlockingIOError:
             return []
-        except OSError:
-            raise EOFError from None
+        except OSError as error:
+            raise (Lost if self._lost or _is_lost(error) else EOFError) from None
+        if self._lost:
+            raise Lost
         *lines, self._in = (self._in + data).split(b"\n")
         if not data or len(self._in) > LONGEST:
             raise EOFError
@@ -67,6 +82,11 @@ class _Peer:
         if not all(isinstance(message, dict) for message in messages):
             raise EOFError
         return messages
+
+
+def _is_lost(error: OSError) -> bool:
+    """Of a host that is gone there is a time-out, or what a router on the way, or this one, has to say."""
+    return not isinstance(error, BlockingIOError) and error.errno not in CLOSED
 
 
 class Contact:
@@ -110,7 +130,7 @@ class Contact:
                     peer.send(message)
 
     def receive(self, files: set[int]) -> list[tuple[int, Message | None]]:
-        """Who said what on those of `files` that are ours; None: who is gone."""
+        """Who said what on those of `files` that are ours; None: who is gone; LOST: cannot be reached."""
         with self._lock:
             if self._listener is not None and self._listener.fileno() in files:
                 self._accept(self._listener)
@@ -127,17 +147,17 @@ class Contact:
                 peer.rank = self._recognised(messages.pop(0))
             if peer.rank is None and time.monotonic() - peer.since > HANDSHAKE:
                 raise EOFError
-        except EOFError:
+        except (EOFError, Lost) as error:
             del self._peers[peer.socket.fileno()]
             peer.socket.close()
-            return [] if peer.rank is None else [(peer.rank, None)]
+            return [] if peer.rank is None else [(peer.rank, LOST if isinstance(error, Lost) else None)]
         return [] if peer.rank is None else [(peer.rank, message) for message in messages]
 
     def _recognised(self, message: Message) -> int:
         """The rank of whoever is there; EOFError for a stranger."""
         token, rank = message.get("token"), message.get("rank")
         known = {peer.rank for peer in self._peers.values()}
-        same = isinstance(token, str) and hmac.compare_digest(token.encode(), self.token.encode())
+        same = isinstance(token, str) and token.isascii() and hmac.compare_digest(token, self.token)
         if not same or not isinstance(rank, int) or rank in known:
             raise EOFError
         return rank
@@ -151,8 +171,26 @@ class Contact:
             self._peers[connection.fileno()] = _Peer(connection)
 
 
+def lost_words(lost: Sequence[Sibling]) -> str:
+    """That these processes, in order of their ranks, cannot be reached any more."""
+    hosts: dict[str, list[str]] = {}
+    for one in lost:
+        hosts.setdefault(one.host, []).append(str(one.rank))
+    places = []
+    for host, ranks in hosts.items():
+        *first, last = ranks
+        several = f"processes {', '.join(first)} and {last}" if first else f"process {last}"
+        places.append(f"{several} on {host}")
+    have, whose = ("has", "its") if len(lost) == 1 else ("have", "their")
+    gone = "host or the network is gone" if len(hosts) == 1 else "hosts or the network are gone"
+    *before, end = places
+    who = f"{', '.join(before)} and {end}" if before else end
+    return f"{who} {have} not been heard of for {LOST_AFTER} seconds: {whose} {gone}"
+
+
 def _on_one_machine() -> bool:
-    return os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    same = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    return same or os.environ.get("MASTER_ADDR") in ("localhost", LOOPBACK)
 
 
 def _own_addresses() -> list[tuple[str, socket.AddressFamily]]:

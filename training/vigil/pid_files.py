@@ -6,7 +6,7 @@ import os
 import select
 from collections.abc import Iterable, Sequence
 
-from training.vigil.siblings import Sibling
+from training.vigil.siblings import Sibling, how_it_ended
 
 
 class PidFiles:
@@ -31,11 +31,13 @@ class PidFiles:
             poll.register(file, select.POLLIN)
         return {file for file, _ in poll.poll(0 if self._over else 1000 * seconds)}
 
-    def ended(self, ready: set[int]) -> list[Sibling]:
-        """Who has ended, each once."""
-        over, self._over = self._over, []
+    def ended(self, ready: set[int]) -> list[tuple[Sibling, str]]:
+        """Who has ended, each once, and how, in words."""
+        over = [(sibling, how_it_ended(sibling.pid)) for sibling in self._over]
+        self._over = []
         for file in ready & self._by_file.keys():
-            over.append(self._by_file.pop(file))
+            sibling = self._by_file.pop(file)
+            over.append((sibling, how_it_ended(sibling.pid, file)))
             os.close(file)
         return over
 

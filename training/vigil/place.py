@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Place:
     """Where this process is, as far as it knows; the main thread writes, the vigil reads."""
 
     run_dir: Path | None = None
-    rank: int = field(default_factory=lambda: int(os.environ.get("RANK", "0") or 0))
+    rank: int = field(default_factory=lambda: _number("RANK") or 0)
     step: int | None = None  # under way, from 0
     samples: list[str] = field(default_factory=list)  # keys of the micro-batch under way
     beats: int = 0  # goes up with every sign of progress
@@ -59,16 +60,29 @@ class Place:
         """What follows may take any time, until the next sign of progress."""
         self.resting = True
 
+    def find_rank(self) -> None:
+        """Read this process's number again, as what started it had another name for it."""
+        self.rank = _number("RANK") or 0
+
     def joined(self, rank: int) -> None:
         """From now on the processes know one another."""
         self.rank, self.together = rank, True
 
     @property
     def speaks(self) -> bool:
-        """Whether this process reports a user's mistake that all of them make: one on each machine does."""
-        return self.together or os.environ.get("LOCAL_RANK", "0") == "0"
+        """Whether this process reports a user's mistake that all of them make: one on each machine does.
+
+        One that has no place among the others is alone with its mistake.
+        """
+        local = _number("LOCAL_RANK") if "LOCAL_RANK" in os.environ else _number("SLURM_LOCALID")
+        return self.together or not local or self.rank >= (_number("WORLD_SIZE") or 1)
 
     @property
     def done(self) -> int | None:
         """The step under way, counted as in metrics.jsonl: from 1."""
         return None if self.step is None else self.step + 1
+
+
+def _number(name: str) -> int | None:
+    text = os.environ.get(name, "0")
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
+import struct
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 ON_DEMAND = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes
+# linux/pidfd.h: a record of 64 bytes that opens with what is asked for and ends with the exit status.
+PIDFD_INFO_SIZE, PIDFD_INFO_EXIT = 64, 1 << 3
+PIDFD_GET_INFO = (3 << 30) | (PIDFD_INFO_SIZE << 16) | (0xFF << 8) | 11
 
 
 class Sibling(NamedTuple):
@@ -37,15 +43,19 @@ def _machine() -> str:
     return f"{socket.gethostname()} {os.getpid()}"
 
 
-def how_it_ended(pid: int) -> str:
-    """In words, of a process that has ended; its status can be read until its parent has collected it.
+def how_it_ended(pid: int, file: int | None = None) -> str:
+    """In words, of a process that has ended.
 
-    Empty where it left because a person or the end of its launcher made it: there is nothing to explain.
+    Its status can be read until its parent has collected it (srun's does so at once), and from then on by
+    its descriptor `file`. Empty where it left because a person or the end of its launcher made it: there is
+    nothing to explain.
     """
     status = None
     with contextlib.suppress(OSError, ValueError, IndexError):
         fields = _fields(pid)
         status = int(fields[-1]) if fields[0] in "ZX" else None
+    if status is None and file is not None:
+        status = _collected_status(file)
     if status is None:
         return "is gone"
     if not os.WIFSIGNALED(status):
@@ -55,6 +65,17 @@ def how_it_ended(pid: int) -> str:
     number = os.WTERMSIG(status)
     words = f"was killed by signal {number} ({signal.Signals(number).name})"
     return f"{words}, as the kernel does where memory runs out" if number == signal.SIGKILL else words
+
+
+def _collected_status(file: int) -> int | None:
+    """What the parent of an ended process was told; kernels before 6.15 do not keep it."""
+    answer = bytearray(struct.pack("Q", PIDFD_INFO_EXIT).ljust(PIDFD_INFO_SIZE, b"\0"))
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(file, PIDFD_GET_INFO, answer)
+        (mask,) = struct.unpack_from("Q", answer)
+        if mask & PIDFD_INFO_EXIT:
+            return int.from_bytes(answer[-4:], sys.byteorder, signed=True)
+    return None
 
 
 def is_stopped(pid: int) -> bool:

@@ -1,0 +1,42 @@
+"""How many GPUs this machine has for us, found out without loading torch into this process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from training.config import UserError
+
+DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of CUDA, of ROCm, of CUDA inside of Windows
+WITHIN = 120.0  # seconds: drivers of large machines take their time
+PROGRAM = "import torch; print(torch.cuda.device_count())"
+
+
+def wants_cpu() -> bool:
+    """Whether the environment says that GPUs are left alone, as it does for training."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+
+
+def count_gpus() -> int:
+    """GPUs that CUDA_VISIBLE_DEVICES leaves visible; USAGE where there are some and torch cannot say."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if (hidden is not None and hidden.strip() in ("", "-1")) or not any(
+        Path(one).exists() for one in DEVICES
+    ):
+        return 0
+    try:
+        said = subprocess.run(
+            [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, timeout=WITHIN
+        )
+        return int(said.stdout.split()[-1])
+    except subprocess.TimeoutExpired:
+        why = f"no answer within {WITHIN:g} seconds"
+    except (IndexError, ValueError):
+        why = (said.stderr.strip().splitlines() or ["torch did not say"])[-1]
+    raise UserError(
+        f"the GPUs of this machine cannot be counted: {why}",
+        mend="see whether nvidia-smi answers, or use none: --cpu",
+        code="USAGE",
+    )
