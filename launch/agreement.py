@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from launch.links import Links
 from launch.stop_signals import StopSignals
 from training.vigil.ending import EXIT_CODES
 
+LONGEST = 660.0  # seconds for process zero to write its last checkpoint, and for the others to hear of it
 PATIENCE = 10.0  # seconds for the others to see their processes out, once one has failed
 TICK = 0.25  # seconds
 
@@ -22,7 +24,6 @@ class Verdict(NamedTuple):
     node: int  # because of which
     who: str  # the same for a person
     again: bool | None = None  # whether another start follows; None: nobody has decided
-    asked: bool = False  # whether any node was asked to stop
 
     def as_json(self) -> dict[str, Any]:
         """What the other nodes are told."""
@@ -31,32 +32,30 @@ class Verdict(NamedTuple):
 
 def agree(links: Links, signals: StopSignals, mine: Outcome) -> Verdict:
     """Node 0 hears how the processes of all nodes ended; how the start did, and because of which node."""
-    until = float("inf")
+    until = time.monotonic() + LONGEST
     while links.waits_for("over") and not signals.at_once and time.monotonic() < until:
-        signals.wait(links.files(), seconds=TICK)
-        signals.take()
+        _wait(links, signals)
         if links.failed():
             until = min(until, time.monotonic() + PATIENCE)
     said = links.said("over")
     overs = {0: mine} | {number: _outcome(over) for number, over in said.items()}
-    asked = any(over.get("asked") for over in said.values() if isinstance(over, dict))
     failed = [*links.failures, *links.waits_for("over")]
     for number in failed:
         outcome = overs.get(number) or links.gone(number)
         if outcome.exit_code not in (0, STOPPED):
-            return Verdict(outcome, number, links.name_of(number), asked=asked)
+            return Verdict(outcome, number, links.name_of(number))
     if signals.at_once:
-        return Verdict(Outcome(INTERRUPTED), 0, links.name_of(0), asked=True)
+        return Verdict(Outcome(INTERRUPTED), 0, links.name_of(0))
     number = next((number for number, outcome in overs.items() if outcome.exit_code), 0)
-    return Verdict(overs[number], number, links.name_of(number), asked=asked)
+    return Verdict(overs[number], number, links.name_of(number))
 
 
-def hear_verdict(links: Links, signals: StopSignals, mine: Outcome, *, asked: bool) -> Verdict:
+def hear_verdict(links: Links, signals: StopSignals, mine: Outcome) -> Verdict:
     """Another node tells node 0 how its processes ended, and hears how the start did."""
-    links.tell({"over": {**mine._asdict(), "asked": asked}})
-    while links.waits_for("verdict") and not signals.at_once:
-        signals.wait(links.files(), seconds=TICK)
-        signals.take()
+    links.tell({"over": mine._asdict()})
+    until = time.monotonic() + LONGEST
+    while links.waits_for("verdict") and not signals.at_once and time.monotonic() < until:
+        _wait(links, signals)
         links.hear()
     said = links.said("verdict").get(0)
     if isinstance(said, dict):
@@ -66,6 +65,14 @@ def hear_verdict(links: Links, signals: StopSignals, mine: Outcome, *, asked: bo
         )
     outcome = Outcome(INTERRUPTED) if signals.at_once else links.gone(0)
     return Verdict(outcome, 0, links.name_of(0))
+
+
+def _wait(links: Links, signals: StopSignals) -> None:
+    signals.wait(links.files(), seconds=TICK)
+    if signals.take():
+        links.stopping()
+    if links.stop() and not signals.asked:
+        signals.heard.append(signal.SIGTERM)
 
 
 def _outcome(said: object) -> Outcome:

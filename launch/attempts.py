@@ -95,7 +95,7 @@ def failure_of(run_dir: Path, since: Stamp | None) -> dict[str, Any] | None:
 
 
 def _is_failure(failure: Any) -> bool:
-    if not isinstance(failure, dict) or failure.get("code") not in {*EXIT_CODES, *USER_CODES}:
+    if not isinstance(failure, dict) or failure.get("code") not in [*EXIT_CODES, *USER_CODES]:
         return False
     texts = all(isinstance(failure.get(name), str) for name in ("what", "host", "hint"))
     rank, step = failure.get("rank"), failure.get("step")

@@ -115,13 +115,23 @@ class Others:
         """Whether something has failed elsewhere."""
         return False
 
+    def stopping(self) -> None:
+        """Tell them that this launcher was asked to stop."""
+
+    def stop(self) -> bool:
+        """Whether another one was."""
+        return False
+
 
 def see_out(children: Children, signals: StopSignals, others: Others) -> None:
     """Until all have ended: signals are passed on, and who outlives a failure of another is killed."""
     deadline = None
     while children.running:
         signals.wait(others.files(), seconds=TICK)
+        if others.stop() and not signals.asked:
+            signals.heard.append(signal.SIGTERM)
         for number in signals.take():
+            others.stopping()
             children.send(number)
         failed = any(is_bad(end) for end in children.collect())
         if failed:

@@ -32,7 +32,7 @@ class Guest:
 
     def is_again(self, other: Guest) -> bool:
         """Whether this is another one that lost its connection and has come again."""
-        return all(self.about[name] == other.about[name] for name in ("number", "host", "pid"))
+        return all(self.about[name] == other.about[name] for name in ("number", "life"))
 
 
 class Door:
@@ -123,5 +123,5 @@ class Door:
 
 
 def _is_introduction(about: dict[str, Any]) -> bool:
-    kinds = {"number": int, "expected": int, "host": str, "pid": int}
+    kinds = {"number": int, "expected": int, "host": str, "pid": int, "life": str}
     return all(type(about.get(name)) is kind for name, kind in kinds.items()) and about["number"] >= 0

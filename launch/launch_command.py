@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 
 from launch.options import Options, parse
+from launch.topology import by_srun
 from training.command import read_request
 from training.config import fatal_line
 from training.vigil.ending import EXIT_CODES, Ended, speak
@@ -41,7 +42,7 @@ def launch(argv: list[str]) -> int:
 
 def _in_batch_step(env: Mapping[str, str]) -> bool:
     """Whether this is the batch script of a SLURM job, or a shell of salloc: all of the job is ours."""
-    return bool(env.get("SLURM_JOB_ID")) and not env.get("SLURM_STEP_ID") and shutil.which("srun") is not None
+    return bool(env.get("SLURM_JOB_ID")) and not by_srun(env) and shutil.which("srun") is not None
 
 
 def _only_agents(options: Options) -> bool:

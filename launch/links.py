@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from launch.attempts import Outcome
@@ -14,6 +15,7 @@ from launch.wire import LONG, Line, Stranger, send_line
 from training.vigil.ending import EXIT_CODES
 
 LOST_AFTER = 10  # seconds without a word of another machine's kernel
+PARTING = 3.0  # seconds for the others to leave first
 TELLING = 5.0  # seconds for another launcher to take what it is told
 
 
@@ -37,6 +39,7 @@ class Links(Others):
         self._lines = {number: Line(node.connection) for number, node in self._nodes.items()}
         self._said: dict[int, dict[str, Any]] = {number: {} for number in self._nodes}
         self.lost: list[int] = []
+        self._stopping = False
         self.failures: list[int] = []  # nodes, in the order in which they failed
         for node in self._nodes.values():
             _notice_silence(node.connection)
@@ -62,6 +65,17 @@ class Links(Others):
         self.hear()
         return bool(self.failures)
 
+    def stopping(self) -> None:
+        """Tell the others that this launcher was asked to stop: their processes may not have met ours yet."""
+        if not self._stopping:
+            self._stopping = True
+            self.tell({"stopping": True})
+
+    def stop(self) -> bool:
+        """Whether another one was asked to."""
+        self.hear()
+        return any("stopping" in said for said in self._said.values())
+
     def tell(self, message: Mapping[str, Any]) -> None:
         """To all of them; who cannot be told is lost."""
         for node in self._nodes.values():
@@ -70,6 +84,16 @@ class Links(Others):
                     send_line(node.connection, dict(message))
                 except OSError:
                     self._lose(node.number)
+
+    def part(self) -> None:
+        """Wait until the others have left: what has not been read when we close may be lost."""
+        for node in self._nodes.values():
+            with contextlib.suppress(OSError):
+                node.connection.shutdown(socket.SHUT_WR)
+        until = time.monotonic() + PARTING
+        while self.files() and time.monotonic() < until:
+            _readable(self.files(), PARTING)
+            self.hear()
 
     def said(self, name: str) -> dict[int, Any]:
         """What the others have said under this name, by number of the node."""
@@ -93,7 +117,7 @@ class Links(Others):
 
     def hear(self) -> None:
         """Take what has come."""
-        while ready := select.select(self.files(), [], [], 0)[0]:
+        while ready := _readable(self.files(), 0):
             for number, node in self._nodes.items():
                 if number not in self.lost and node.connection.fileno() in ready:
                     self._hear(number)
@@ -118,7 +142,15 @@ class Links(Others):
     def _note_failure(self, number: int) -> None:
         if number not in self.failures:
             self.failures.append(number)
-            self.tell({"failing": True})
+            if self._me in (0, number):  # node 0 tells everybody
+                self.tell({"failing": True})
+
+
+def _readable(files: Sequence[int], seconds: float) -> set[int]:
+    poll = select.poll()
+    for file in files:
+        poll.register(file, select.POLLIN)
+    return {file for file, _ in poll.poll(1000 * seconds)} if files else set()
 
 
 def _notice_silence(connection: socket.socket) -> None:

@@ -73,6 +73,9 @@ def host_meeting(
     except Ended as error:
         _refuse(door, {"code": error.code, "what": error.what, "hint": error.hint}, linger=0)
         raise
+    except BaseException:
+        door.close()
+        raise
     for guest in guests:
         guest.connection.settimeout(None)
     members = [Member(guest.number, guest.about, guest.connection if keep else None) for guest in guests]

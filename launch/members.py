@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ class Member(NamedTuple):
     """One of those who met."""
 
     number: int
-    about: About  # `number`, `expected`, `host`, `pid`, and what it says of itself beside
+    about: About  # `number`, `expected`, `host`, `pid`, `life`, and what it says of itself beside
     connection: socket.socket | None = None  # where connections are kept; never to oneself
 
 
@@ -53,7 +54,8 @@ class Meeting(NamedTuple):
 
 def introduction(mine: Mapping[str, Any], number: int, expected: int) -> About:
     """What a member says of itself."""
-    place = {"host": socket.gethostname(), "pid": os.getpid()}
+    # Containers may have all of this alike, so that there is a number that nobody else has.
+    place = {"host": socket.gethostname(), "pid": os.getpid(), "life": secrets.token_hex(8)}
     return {"number": number, "expected": expected, **place, **mine}
 
 

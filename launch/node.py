@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from launch.gpus import count_gpus, wants_cpu
 from launch.options import LAUNCHERS, Options
 from launch.starts import PROGRAM, Starts
 from launch.stop_signals import StopSignals
-from launch.ties import LAUNCHER, die_with_parent
+from launch.ties import GRACE, LAUNCHER, die_with_parent
 from launch.topology import LOOPBACK, Topology
 from training.command import Request
 from training.config import UserError
@@ -150,4 +151,6 @@ def start_agent(topology: Topology, starts: Starts, signals: StopSignals) -> Out
         # Their processes notice that their agent has ended, and it would wait for them for minutes.
         children.start(Plan(0, command, variables, prepare=lambda: die_with_parent(signal.SIGKILL)))
         see_out(children, signals, Others())
+    if children.ends[0].code < 0:
+        time.sleep(GRACE + 1)  # its processes have not been seen out: they are about to notice, and leave
     return outcome_of_agent(children.ends[0], starts.failure(), signals.heard, agent=agent)

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from data_pipeline.command_line import say
 from launch.agreement import agree, hear_verdict
-from launch.attempts import Outcome
+from launch.attempts import NO_PROGRESS, Outcome
 from launch.children import Children, see_out
 from launch.command import Command
 from launch.ends import STOPPED, outcome_of
 from launch.gathering import Group, attend, gather, listen
 from launch.node import rank_commands, start_ranks, this_machine
 from launch.options import Options
-from launch.starts import Starts
+from launch.starts import Starts, first_line
 from launch.stop_signals import Asked, StopSignals
 from launch.topology import Topology
 from training.command import Request
@@ -98,9 +98,10 @@ def _once(launcher: Launcher, group: Group) -> Outcome:
 
 def _conclude(launcher: Launcher, group: Group, mine: Outcome) -> Outcome | None:
     """How the launch ends, the same for all machines; None where all meet again for another start."""
-    starts, asked = launcher.starts, launcher.signals.asked
+    starts = launcher.starts
     if launcher.port is None:
-        verdict = hear_verdict(group.links, launcher.signals, mine, asked=asked)
+        verdict = hear_verdict(group.links, launcher.signals, mine)
+        asked = launcher.signals.asked
         # Without node 0 each decides for itself: a person may start it again.
         again = starts.may_follow(verdict.outcome, asked=asked) if verdict.again is None else verdict.again
         if again:
@@ -108,16 +109,17 @@ def _conclude(launcher: Launcher, group: Group, mine: Outcome) -> Outcome | None
             return None
     else:
         verdict = agree(group.links, launcher.signals, mine)
-        ended = starts.after(verdict.outcome._replace(spoken=True), asked=asked or verdict.asked)
+        ended = starts.after(verdict.outcome._replace(spoken=True), asked=launcher.signals.asked)
         verdict = verdict._replace(outcome=ended or verdict.outcome, again=ended is None)
         group.links.tell({"verdict": verdict.as_json()})
-        if ended is None:
-            return None
+        group.links.part()
+        if ended is None or ended.what.startswith(f"error: {NO_PROGRESS}"):
+            return ended
     outcome = verdict.outcome
-    if outcome.exit_code and (outcome.exit_code != mine.exit_code or not mine.spoken):
+    if outcome.name and (outcome.exit_code != mine.exit_code or not mine.spoken):
         starts.say(outcome, writes=launcher.port is not None)
-    elif outcome.exit_code and verdict.node != launcher.options.node_rank:
-        speak(f"{verdict.who}: {(outcome.what.splitlines() or ['no word'])[0].removeprefix('error: ')}")
+    elif outcome.name and verdict.node != launcher.options.node_rank:
+        speak(f"{verdict.who}: {first_line(outcome)}")
     return outcome
 
 

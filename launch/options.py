@@ -99,9 +99,9 @@ def parse(argv: list[str]) -> tuple[Options, list[str]]:
 
 
 def _belongs_behind(said: list[str]) -> bool:
-    """Whether an option of training/run.py stands before the double dash, or where there is none."""
-    return any(re.match(r"--\w+\.|--(config|run-dir|fresh|seed)\b", word) for word in said) or any(
-        word in ("train", "evaluate", "predict") for word in said
+    """Whether a word of training/run.py stands before the double dash, or where there is none."""
+    return any(
+        re.match(r"--\w+\.|--(config|run-dir|fresh|seed)\b|(train|evaluate|predict)$", w) for w in said
     )
 
 
@@ -212,7 +212,10 @@ def _add_processes(parser: Parser) -> None:
 
 
 def _add_machines(parser: Parser) -> None:
-    add = parser.add_argument_group("several machines; give the same command on each").add_argument
+    about = (
+        "Give the same command on each. LOCKSTEP_TOKEN, if set, is a secret that all of them have to know."
+    )
+    add = parser.add_argument_group("several machines", about).add_argument
     add("--nodes", type=whole(1, 1 << 17), metavar="N", help="number of machines (1)")
     add("--node-rank", type=whole(0, 1 << 17), metavar="R", help="which of them this is, from 0 (0)")
     add("--address", type=_host, metavar="HOST", help="host of node 0, as the others reach it")

@@ -172,12 +172,13 @@ def _given_listener(env: MutableMapping[str, str]) -> socket.socket | None:
         return None
     try:
         listener = socket.socket(fileno=int(text))
-        listener.getsockname()[1]
+        port = listener.getsockname()[1]
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except (ValueError, OSError, IndexError, AssertionError):
         what = f"LOCKSTEP_LISTENER={text[:80]!r} is no socket that listens"
         raise UserError(what, mend="unset it: lockstep launch sets it for process 0", code="USAGE") from None
     listener.set_inheritable(False)
+    env["MASTER_PORT"] = str(port)
     return listener
 
 

@@ -68,7 +68,7 @@ class Starts:
             return outcome
         if stuck([*self._steps, newest_step(self.run_dir)]):
             # failure.json keeps the cause of the last one.
-            what = f"error: {NO_PROGRESS}, the last: {_first_line(outcome)}"
+            what = f"error: {NO_PROGRESS}, the last: {first_line(outcome)}"
             failure = self._failure("CRASH", what, outcome.rank, BY_HAND)
             speak(f"{failure.what}\n{failure.line()}")
             return Outcome(EXIT_CODES["CRASH"], "CRASH", failure.what, outcome.rank)
@@ -81,7 +81,7 @@ class Starts:
         step = newest_step(self.run_dir)
         going_on = f"going on from step {step}" if step else "from the beginning"
         count = f"start {self.number + 1} of {self.options.max_restarts + 1}"
-        speak(f"{count}: {_first_line(outcome)}; {going_on}")
+        speak(f"{count}: {first_line(outcome)}; {going_on}")
 
     def stopped_between(self, outcome: Outcome) -> Outcome:
         """How the launch ends when a stop was asked for between a start that ended so and the next; said."""
@@ -109,6 +109,7 @@ class Starts:
         return Failure(code, rank, socket.gethostname(), what, hint)
 
 
-def _first_line(outcome: Outcome) -> str:
+def first_line(outcome: Outcome) -> str:
+    """Why it ended so, in a line."""
     lines = outcome.what.splitlines() or [f"it ended with exit code {outcome.exit_code}"]
     return lines[0].removeprefix("error: ")

@@ -268,7 +268,7 @@ def test_a_launcher_that_starts_fewer_processes_than_asked_for_is_found_out(digi
     done = run(command, folder=tmp_path)
     assert done.code != 0
     assert "FATAL code=USAGE rank=0 " in done.err
-    assert "torchrun --nproc_per_node" in done.err
+    assert "lockstep launch --cpu --processes-per-node 2 -- --run-dir run --data.root" in done.err
     assert not (tmp_path / "run").exists()
 
 

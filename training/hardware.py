@@ -6,7 +6,7 @@ import os
 import shlex
 import socket
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -107,7 +107,8 @@ def hardware_lines(device: torch.device, env: Mapping[str, str]) -> list[str]:
     visible = env.get("CUDA_VISIBLE_DEVICES")
     words[:0] = [properties.name, f"{properties.total_memory / 2**30:.0f} GiB"]
     words += [f"CUDA_VISIBLE_DEVICES={visible}"] if visible is not None else []
-    words += [f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"] if several else []
+    nccl: Any = torch.cuda.nccl
+    words += [f"NCCL {'.'.join(map(str, nccl.version()))}"] if several else []
     named = sorted(name for name in env if name.startswith(NETWORK_VARIABLES))
     lines = [", ".join(words)]
     if named and several:

@@ -97,8 +97,12 @@ def _ended(place: Place, error: Ended) -> NoReturn:
 
 
 def end_early(place: Place, error: Ended) -> NoReturn:
-    """End from a thread, before training: each process that is asked to does, and the others with it."""
-    if place.speaks and _is_first(place, error.code, error.what, error.hint):
+    """End from a thread, before training: each process that is asked to does, and the others with it.
+
+    All are asked as a rule, so before they know one another the first of them speaks.
+    """
+    speaks = _is_first(place, error.code, error.what, error.hint)
+    if speaks and (place.together or place.rank == 0):
         speak(f"{error.what}\n{fatal_line(error.code, rank=place.rank, hint=error.hint)}")
     _end(place, error.code, EXIT_CODES[error.code])
 

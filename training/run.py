@@ -15,7 +15,7 @@ if not __package__:
 
 if __name__ == "__main__":
     from data_pipeline import torchvision_cpu
-    from launch import cores, rendezvous, srun_tie, started, ties, topology
+    from launch import cores, open_files, rendezvous, srun_tie, started, ties, topology
     from training import command, early_signals, process
 
     with process.last_words() as place:
@@ -29,6 +29,7 @@ if __name__ == "__main__":
             srun_tie.tie_to_srun()
             started.check_launch(request.flags.expect_processes, sys.argv[1:])
             cores.take_cores(os.environ)  # before torch counts them
+            open_files.allow_open_files()
             place.listener = rendezvous.meet(os.environ)
             # For a checkout that runs without being installed: timm imports torchvision.
             torchvision_cpu.declare_missing_operators()

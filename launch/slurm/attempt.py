@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from training.command import Request
 from training.vigil.ending import Failure, speak
 
 PROGRAM = Path(__file__).parents[2] / "training" / "run.py"
+LOOK = 10.0  # seconds between looks at how long saving takes
 WAIT = 120.0  # seconds for all processes to come: nodes of a large job do not start at once
 
 
@@ -110,10 +112,14 @@ class _Warned:
 
     def __init__(self, job: Job, lead: Lead) -> None:
         self._job, self._lead, self._done = job, lead, not job.saves
+        self._due = 0.0  # time.monotonic() of the next look
 
     def look(self) -> None:
-        """Compare what is known by now."""
-        if not self._done and (text := warning(self._lead, save_seconds(self._job.run_dir))):
+        """Compare what is known by now, once in a while."""
+        if self._done or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + LOOK
+        if text := warning(self._lead, save_seconds(self._job.run_dir)):
             self._done = True
             speak(f"warning: {text}")
 

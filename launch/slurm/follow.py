@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ POLL = 2.0  # seconds between questions to the controller, which all users share
 LOOK = 0.5  # seconds between looks at the log
 SILENT = 300.0  # seconds without an answer of the controller, after which we stop asking
 TAIL = 4096  # bytes of a log that is there already
+BLOCK = 1 << 16  # bytes that are read at once
 
 
 @dataclass
@@ -31,15 +31,20 @@ class Log:
 
     def show(self) -> None:
         """Copy what is new to stdout; a file that has become shorter was begun anew."""
-        with contextlib.suppress(
-            FileNotFoundError, PermissionError
-        ):  # not begun, or not to be seen from here
-            with self.path.open("rb") as file:
-                end = file.seek(0, os.SEEK_END)
-                file.seek(0 if end < self.position else self.position)
-                shutil.copyfileobj(file, sys.stdout.buffer)
-                self.position = file.tell()
-            sys.stdout.buffer.flush()
+        while text := self._next():
+            sys.stdout.buffer.write(text)
+        sys.stdout.buffer.flush()
+
+    def _next(self) -> bytes:
+        # It is not begun, cannot be seen from here, or its disk is slow: the next look may find it.
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self.position:
+                self.position = 0
+            file.seek(self.position)
+            text = file.read(BLOCK)
+            self.position += len(text)
+            return text
+        return b""
 
 
 def follow(job: str, *, tail: bool = False) -> int:
@@ -65,8 +70,7 @@ def _follow(job: str, *, tail: bool) -> int:
     last = ""
     for record in _records(job):
         if log is None and record.output:
-            size = record.output.stat().st_size if tail and record.output.exists() else 0
-            log = Log(record.output, max(0, size - TAIL))
+            log = Log(record.output, _last_lines(record.output) if tail else 0)
         if log:
             log.show()
         if record.words() == last and record.state in OVER:
@@ -83,6 +87,22 @@ def _follow(job: str, *, tail: bool) -> int:
     line = fatal_line("RENDEZVOUS", rank=0, hint=hint)
     _note(f"error: SLURM has not answered for {SILENT:g} s\n{line}")
     return EXIT_CODES["RENDEZVOUS"]
+
+
+def _last_lines(path: Path) -> int:
+    """Where the last lines of a log begin; of a line that is too long, the first byte is a letter's."""
+    try:
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - TAIL)
+            file.seek(start)
+            end = file.read(TAIL)
+    except OSError:
+        return 0
+    if start == 0:
+        return 0
+    line = end.find(b"\n", 0, -1) + 1
+    within_letter = len(end) - len(end.lstrip(bytes(range(0x80, 0xC0))))
+    return start + (line or within_letter)
 
 
 def _records(job: str) -> Iterator[Record]:

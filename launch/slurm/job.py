@@ -46,7 +46,7 @@ def run_job(options: Options, request: Request, words: Sequence[str]) -> int:
         return outcome.exit_code
     if outcome.name in AGAIN or lost:
         _hear(inbox, told, SETTLE)
-    decision = _decision(job, outcome, told, lost=lost, ends=lead.ends)
+    decision = _decision(job, outcome, told, lost=lost)
     if decision.requeue:
         decision = replace(decision, words=scontrol.requeue(job.name))
         if not decision.words:
@@ -58,17 +58,16 @@ def run_job(options: Options, request: Request, words: Sequence[str]) -> int:
     return decision.exit_code
 
 
-def _decision(job: Job, outcome: Outcome, told: Told, *, lost: bool, ends: float | None) -> Decision:
+def _decision(job: Job, outcome: Outcome, told: Told, *, lost: bool) -> Decision:
     facts = scontrol.job_facts(job.name)
-    ends = facts.ends if facts and ends is None else ends
     return decide(
         Situation(
             mode=job.request.mode,
             exit_code=outcome.exit_code,
             name=outcome.name,
             node_lost=lost,
-            terminated=told.terminated_at is not None,
-            time_is_over=ends is not None and (told.terminated_at or 0.0) >= ends - 1.0,
+            terminated=told.terminated,
+            time_is_over=facts is not None and facts.time_is_over,
             stuck=stuck(steps_before(job.run_dir)),
             state=facts.state if facts else None,
             allowed=facts.requeue if facts else True,
@@ -129,12 +128,12 @@ def _starts(job: Job, inbox: Inbox, told: Told, lead: Lead) -> tuple[Outcome, bo
             say_no_progress(job)
             return outcome, False
         left -= 1
-        say(f"{outcome.what or outcome.name}: started again, {left} restarts are left")
+        say(f"{outcome.what.removeprefix('error: ')}: started again, {left} restarts are left")
 
 
 def _hear(inbox: Inbox, told: Told, seconds: float) -> None:
     """Wait whether SLURM says something."""
     end = time.monotonic() + seconds
-    while told.terminated_at is None and (left := end - time.monotonic()) > 0:
+    while not told.terminated and (left := end - time.monotonic()) > 0:
         for number in inbox.wait(left):
             note(told, number, saves=True)

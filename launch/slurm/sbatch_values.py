@@ -26,8 +26,11 @@ _TIMES = (
 )
 
 
-def check_values(options: Options, *, time: str) -> None:
-    """USAGE where a value is none that sbatch takes, or would end its line; all of them at once."""
+def check_values(options: Options, *, time: str, lead: int | None) -> None:
+    """USAGE where a value is none that sbatch takes, or would end its line; all of them at once.
+
+    `lead`: seconds before the limit `time` that the job is told; None where it is not.
+    """
     faults = []
     if options.job_name is not None and not is_name(options.job_name):
         faults.append(
@@ -39,7 +42,7 @@ def check_values(options: Options, *, time: str) -> None:
             faults.append(f"--{flag} {_shown(value)}: no name that SLURM knows is written so")
     if options.array is not None and not _ARRAY.fullmatch(options.array):
         faults.append(f"--array {_shown(options.array)}: numbers as in 0-5, 1,3,7 or 0-5%2")
-    faults += _time_faults(time, options.signal_seconds)
+    faults += _time_faults(time, lead)
     faults += _process_faults(options)
     for raw in options.sbatch:
         faults += _raw_faults(raw)
@@ -76,10 +79,12 @@ def printable(text: str) -> bool:
     return not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", text)
 
 
-def _time_faults(time: str, lead: int) -> list[str]:
+def _time_faults(time: str, lead: int | None) -> list[str]:
     seconds = seconds_of(time)
     if seconds is None:
         return [f"--time {_shown(time)}: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS"]
+    if lead is None:
+        return []
     if lead > SIGNAL_MOST:
         return [f"--signal-seconds {lead}: {SIGNAL_MOST} at most"]
     if lead >= seconds:

@@ -23,7 +23,9 @@ class JobFacts(NamedTuple):
     batch: bool
     """whether it has a batch script; a shell of salloc has none"""
     ends: float | None
-    """when its time is over, seconds since 1970; None: never"""
+    """when its time is over, seconds since 1970, or was, once it is ending; None: never"""
+    time_is_over: bool = False
+    """whether it is ending because of that"""
 
 
 def job_facts(job: str) -> JobFacts | None:
@@ -34,14 +36,16 @@ def job_facts(job: str) -> JobFacts | None:
 
 def parse_job(text: str) -> JobFacts | None:
     """The first job of what `scontrol --oneliner show job` prints; pure, but for the time zone."""
-    fields = dict(re.findall(r"(?:^| )(JobState|Requeue|BatchFlag|EndTime)=(\S+)", text.partition("\n")[0]))
+    fields = dict(
+        re.findall(r"(?:^| )(JobState|Reason|Requeue|BatchFlag|EndTime)=(\S+)", text.partition("\n")[0])
+    )
     if "JobState" not in fields:
         return None
     ends = None
     if re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", fields.get("EndTime", "")):
         ends = datetime.datetime.fromisoformat(fields["EndTime"]).timestamp()
     requeue, batch = fields.get("Requeue") == "1", fields.get("BatchFlag") == "1"
-    return JobFacts(fields["JobState"], requeue, batch, ends)
+    return JobFacts(fields["JobState"], requeue, batch, ends, fields.get("Reason") == "TimeLimit")
 
 
 def requeue(job: str) -> str:

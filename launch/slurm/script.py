@@ -34,9 +34,10 @@ def render(
 
     USAGE where an option, or a word, cannot stand in a script.
     """
-    check_values(options, time=options.time or TIME)
     if words is not None:
         mode, words = _split_mode(words)
+    lead = options.signal_seconds if mode == "train" else None
+    check_values(options, time=options.time or TIME, lead=lead)
     lines = [
         "#!/bin/bash",
         *_heading(mode, own=words is None),

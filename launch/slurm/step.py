@@ -27,8 +27,8 @@ class Told:
 
     stop: bool = False
     """to save and stop"""
-    terminated_at: float | None = None
-    """time.time() of the first SIGTERM"""
+    terminated: bool = False
+    """by SIGTERM: SLURM or a person ends the job"""
     interrupts: int = 0
     """SIGINT, how often: the second ends everything at once"""
 
@@ -106,7 +106,7 @@ def note(told: Told, number: int, *, saves: bool) -> bool:
     if number == signal.SIGINT:
         told.interrupts += 1
     if number == signal.SIGTERM:
-        told.terminated_at = told.terminated_at or time.time()
+        told.terminated = True
     # The end of the time is near: who has nothing to save may still be done before.
     told.stop = told.stop or saves or number != signal.SIGUSR1
     return told.interrupts > 1 or (not saves and number != signal.SIGUSR1)

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +26,10 @@ from training.config import UserError
 from training.vigil.ending import EXIT_CODES
 
 SUBMIT = ("sbatch", "--parsable")
-# Why a job waits that no other job's end will help.
-NEVER = ("PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints")
+# Why a job waits that the end of no other will help.
+NEVER = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints")
+JUDGED = 3.0  # seconds, about, until SLURM says why a job waits
+LOOK = 0.3  # seconds
 # A variable of sbatch goes before the script's line. These say what stops, requeues and is logged.
 _OURS = ("SBATCH_SIGNAL", "SBATCH_REQUEUE", "SBATCH_NO_REQUEUE", "SBATCH_OPEN_MODE", "SBATCH_JOB_NAME")
 _VARIABLES = {
@@ -107,6 +110,12 @@ def _first_words(options: Options, words: Sequence[str]) -> list[str]:
 def _check_run(options: Options, request: Request, words: Sequence[str]) -> None:
     """USAGE where tasks of an array would meet in one run, or where it is open which run is meant."""
     directory = run_directory(request, {"SLURM_JOB_ID": "0"})
+    if options.array is not None and options.follow is not None:
+        raise UserError(
+            f"--array {options.array} --follow: there is more than one job to follow",
+            mend="submit them, then follow one: lockstep launch --slurm --follow JOB_TASK",
+            code="USAGE",
+        )
     if options.array is None or any(TASK in word for word in words):
         return
     in_turns = options.array.endswith("%1")
@@ -159,7 +168,11 @@ def _accepted(job: str, one: str) -> Record | None:
 
     sbatch --test-only is no help: it refuses what waits for a node that is down, and takes a limit too long.
     """
+    end = time.monotonic() + JUDGED
     record = record_of(one)
+    while record is not None and record.words() == "PENDING" and time.monotonic() < end:
+        time.sleep(LOOK)
+        record = record_of(one)
     if record is not None and record.state == "PENDING" and record.reason in NEVER:
         ask(["scancel", job])
         raise UserError(

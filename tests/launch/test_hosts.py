@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from signal import SIGKILL
@@ -12,19 +11,20 @@ import pytest
 from data_pipeline.digits import ensure_digits
 from tests.hosts import hosts, missing
 from tests.marked_processes import DEADLINE, living, wait_until
-from tests.strikes import (
+from tests.real_jobs import (
     BIN,
     READY,
     RUN,
-    STEPS,
     begin,
+    check_same,
     clear_away,
+    failure,
     last_step,
     launcher_in,
     records,
-    results,
-    weights,
+    undisturbed,
 )
+from training.checkpoints.protocol import newest_verified, step_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -46,15 +46,8 @@ def digits(shared):
 @pytest.fixture(scope="module")
 def alone(once, digits):
     """A run of one process that nothing disturbs."""
-
-    def make(folder):
-        job = begin(["python", RUN], folder, digits=digits, more=EXACT)
-        try:
-            assert job.process.wait(timeout=DEADLINE) == 0, job.text()
-        finally:
-            clear_away(job)
-
-    return once("one-process-exact", make) / "run"
+    one = [BIN / "python", RUN]
+    return once("alone", lambda folder: undisturbed(one, folder, digits=digits, more=EXACT)) / "run"
 
 
 @pytest.fixture
@@ -120,17 +113,6 @@ def start(digits, tmp_path):
         clear_away(part)
 
 
-def failure(folder):
-    return json.loads((folder / "run" / "failure.json").read_text())
-
-
-def is_whole(run_dir, alone):
-    """Every step once, each with the batch, the loss and in the end the weights of one process alone."""
-    assert [one["step"] for one in records(run_dir)] == list(range(1, STEPS + 1))
-    assert results(run_dir) == results(alone)
-    assert weights(run_dir) == weights(alone)
-
-
 def test_two_hosts_learn_what_one_process_does_though_their_link_breaks_for_three_seconds(
     start, alone, tmp_path
 ):
@@ -142,7 +124,7 @@ def test_two_hosts_learn_what_one_process_does_though_their_link_breaks_for_thre
         time.sleep(3)
         h2.heal()
         assert parts.end() == [0, 0], parts.texts()
-    is_whole(tmp_path / "run", alone)
+    check_same(tmp_path / "run", alone)
     assert records(tmp_path / "run", "start")[0]["processes"] == 2
 
 
@@ -157,17 +139,16 @@ def test_a_cut_link_ends_both_sides_which_name_the_lost_and_go_on_when_started_a
     assert parts.end(within=LOST_WITHIN + SLACK) == [69, 69], parts.texts()
     assert "node 1 on h2" in parts[0].text() or "process 1 on h2" in parts[0].text(), parts.texts()
     assert "node 0 at h1" in parts[1].text() or "process 0 on h1" in parts[1].text(), parts.texts()
-    told = failure(tmp_path)
+    told = failure(tmp_path / "run")
     assert told["code"] == "RENDEZVOUS"
     assert f"process {told['rank']} on {told['host']} has not been heard of" in told["what"]
     h2.heal()
     again = start(commands, *EXACT, pace=None, name="-again")
     assert again.end() == [0, 0], again.texts()
-    is_whole(tmp_path / "run", alone)
-    assert not (tmp_path / "run" / "failure.json").exists()
+    check_same(tmp_path / "run", alone)
 
 
-def test_with_restarts_left_both_meet_again_when_the_link_is_whole(pair, start, alone, tmp_path):
+def test_with_restarts_left_both_meet_again_when_the_link_check_same(pair, start, alone, tmp_path):
     h1, h2 = pair
     wait = ("--max-restarts", 1, "--wait", 60)
     parts = start({h1: by_hand(0, *wait), h2: by_hand(1, *wait)}, *EXACT, pace=0.04)
@@ -176,7 +157,7 @@ def test_with_restarts_left_both_meet_again_when_the_link_is_whole(pair, start, 
     time.sleep(20)
     h2.heal()
     assert parts.end() == [0, 0], parts.texts()
-    is_whole(tmp_path / "run", alone)
+    check_same(tmp_path / "run", alone)
     assert len(records(tmp_path / "run", "start")) == 2
 
 
@@ -187,7 +168,7 @@ def test_where_one_host_is_enough_it_goes_on_without_the_dead_one(pair, start, a
     parts.train()
     h2.crash()
     assert parts.end()[0] == 0, parts.texts()
-    is_whole(tmp_path / "run", alone)
+    check_same(tmp_path / "run", alone)
     assert [one["processes"] for one in records(tmp_path / "run", "start")] == [2, 1]
 
 
@@ -201,7 +182,11 @@ def test_a_launcher_that_is_killed_takes_its_processes_with_it_and_the_other_one
     launcher_in(parts[victim]).kill()
     codes = parts.end(within=LOST_WITHIN + SLACK)
     assert codes[victim] == -SIGKILL
-    assert codes[1 - victim] in (69, 75), parts.texts()
+    assert codes[1 - victim] == 69, parts.texts()
+    assert f"node {victim} " in parts[1 - victim].text()
+    # The processes that it took with it asked to stop: all have saved the step after which they did.
+    newest = newest_verified(tmp_path / "run" / "checkpoints", say=print)
+    assert step_of(newest) == last_step(tmp_path / "run") >= READY
 
 
 ELASTIC = {
@@ -230,35 +215,42 @@ def test_a_cut_link_ends_both_sides_under_the_launchers_of_others_too(pair, star
     h2.cut()
     # They have their own ways of ending, and 1 for whatever happened.
     assert parts.end(within=LOST_WITHIN + SLACK) == [1, 1], parts.texts()
-    assert failure(tmp_path)["code"] == "RENDEZVOUS"
+    assert failure(tmp_path / "run")["code"] == "RENDEZVOUS"
 
 
 def test_what_does_not_go_together_is_named_in_time(pair, start):
-    """Before anything heavy is loaded: none of these has a run directory."""
+    """Before anything heavy is loaded: none of these gets as far as a run directory."""
     h1, h2 = pair
-    wait = ("--wait", 3)
-    cases = {
-        "missing": ({h1: by_hand(0, *wait)}, [69], "node 1"),
-        "alone": ({h2: by_hand(1, *wait)}, [69], "h1"),
-        "another port": (
-            {h1: by_hand(0, *wait, "--port", 29410), h2: by_hand(1, *wait, "--port", 29411)},
-            [69, 69],
-            "29411",
+
+    def parts(name, *launchers, port, wait=10):
+        options = ("--wait", wait, "--port", port)
+        return [
+            start({host: by_hand(rank, *options, **keywords)}, name=f"-{name}-{number}")[0]
+            for number, (host, rank, keywords) in enumerate(launchers)
+        ]
+
+    three = {"nodes": 3}
+    began = time.monotonic()
+    cases = [
+        (parts("nobody-comes", (h1, 0, {}), port=29401, wait=3), 69, "missing --node-rank 1"),
+        (parts("nobody-there", (h2, 1, {}), port=29402, wait=3), 69, "h1:29402"),
+        (parts("no-such-host", (h2, 1, {"address": "h9"}), port=29403, wait=3), 69, "h9"),
+        (
+            parts("alike", (h1, 0, three), (h2, 1, three), (h2, 1, three), port=29404),
+            2,
+            "two nodes have --node-rank 1",
         ),
-        "no such host": ({h2: by_hand(1, *wait, address="h9")}, [69], "h9"),
-        "other nodes": (
-            {h1: by_hand(0, *wait, "--port", 29412), h2: by_hand(1, *wait, "--port", 29412, nodes=3)},
-            [2, 2],
-            "--nodes",
+        (
+            parts("other-nodes", (h1, 0, {}), (h2, 1, three), port=29405),
+            2,
+            "was started for 3 nodes (--nodes)",
         ),
-    }
-    begun = {
-        name: (start(commands, name=name.replace(" ", "-")), time.monotonic())
-        for name, (commands, _, _) in cases.items()
-    }
-    for name, (parts, since) in begun.items():
-        _, codes, word = cases[name]
-        assert parts.end(within=since + LOST_WITHIN + SLACK - time.monotonic()) == codes, parts.texts()
-        assert word in parts.texts(), parts.texts()
-        assert "Traceback" not in parts.texts()
-        assert not parts[0].run_dir.exists()
+    ]
+    for found, code, word in cases:
+        together = Parts(found)
+        left = began + LOST_WITHIN + SLACK - time.monotonic()
+        assert set(together.end(within=left)) == {code}, together.texts()
+        for part in together:
+            assert word in part.text(), together.texts()
+        assert "Traceback" not in together.texts()
+        assert not part.run_dir.exists()

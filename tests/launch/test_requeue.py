@@ -139,9 +139,9 @@ def test_signals_are_written_down_and_say_whether_all_ends_at_once():
     assert not told.stop
     assert not note(told, signal.SIGUSR1, saves=True)
     assert told.stop
-    assert told.terminated_at is None
+    assert not told.terminated
     assert not note(told, signal.SIGTERM, saves=True)
-    assert told.terminated_at is not None
+    assert told.terminated
     assert note(told, signal.SIGTERM, saves=False)
     assert not note(told, signal.SIGINT, saves=True)
     assert note(told, signal.SIGINT, saves=True)
@@ -174,13 +174,13 @@ def test_any_text_is_read_without_an_error(text):
 
 
 def test_what_slurm_says_of_a_job_is_read():
-    line = (
-        "JobId=2 JobName=Requeue=0 JobState=RUNNING Requeue=1 Restarts=0 BatchFlag=1 EndTime={} Deadline=N/A"
-    )
+    line = "JobId=2 JobName=Requeue=0 JobState=RUNNING Reason=None Requeue=1 BatchFlag=1 EndTime={} X=1"
     facts = parse_job(line.format("2026-11-21T10:42:20"))
     assert (facts.state, facts.requeue, facts.batch) == ("RUNNING", True, True)
     assert facts.ends > 1.7e9
     assert parse_job(line.format("Unknown")).ends is None
+    assert not facts.time_is_over
+    assert parse_job("JobState=COMPLETING Reason=TimeLimit Requeue=1").time_is_over
     assert parse_job("slurm_load_jobs error: Invalid job id specified") is None
 
 

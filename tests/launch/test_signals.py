@@ -7,26 +7,20 @@ from signal import SIGUSR1
 import pytest
 
 from data_pipeline.digits import ensure_digits
-from tests.strikes import BIN, RUN, Case, Launcher, Outcome, check, go_on, undisturbed
+from tests.real_jobs import BIN, RUN, undisturbed
+from tests.strikes import CASES, MORE_CASES, Case, Launcher, Outcome, check, go_on
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # torchrun, also inside of accelerate, gives 1 for whatever its processes end with, and dies of SIGUSR1.
 OWN = {Case("launcher", SIGUSR1): Outcome("STOPPED", -SIGUSR1)}
-ACCELERATE = ["accelerate", "launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
+TORCHRUN = [BIN / "torchrun", "--nproc_per_node=2", RUN]
+ACCELERATE = [BIN / "accelerate", "launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0", RUN]
+OURS = [BIN / "lockstep", "launch", "--cpu", "--processes-per-node", 2, "--", "train"]
 LAUNCHERS = {
-    launcher.name: launcher
-    for launcher in (
-        Launcher("torchrun", [BIN / "torchrun", "--nproc_per_node=2", RUN], 1, 1, OWN),
-        Launcher("accelerate", [BIN / ACCELERATE[0], *ACCELERATE[1:], RUN], 1, 1, OWN),
-        Launcher(
-            "lockstep",
-            [BIN / "lockstep", "launch", "--cpu", "--processes-per-node", 2, "--", "train"],
-            75,
-            70,
-            {},
-        ),
-    )
+    "torchrun": Launcher("torchrun", TORCHRUN, 1, 1, OWN),
+    "accelerate": Launcher("accelerate", ACCELERATE, 1, 1, OWN),
+    "lockstep": Launcher("lockstep", OURS, 75, 70, cases=[*CASES, *MORE_CASES]),
 }
 
 
@@ -38,10 +32,8 @@ def digits(shared):
 
 @pytest.fixture(scope="module")
 def whole(once, digits):
-    """A run that nothing disturbs."""
-    return (
-        once("struck-by-nothing", lambda folder: undisturbed(LAUNCHERS["torchrun"], digits, folder)) / "run"
-    )
+    """A run of two processes that nothing disturbs."""
+    return once("struck-by-nothing", lambda folder: undisturbed(OURS, folder, digits=digits)) / "run"
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)

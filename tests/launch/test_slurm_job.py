@@ -46,7 +46,7 @@ if act == "die":
     os.kill(os.getpid(), signal.SIGKILL)
 if act.startswith("exit"):
     sys.exit(int(act[4:]))
-while not heard:
+while not heard or (act == "stubborn" and heard[-1] == signal.SIGUSR1):
     time.sleep(0.01)
 if act == "save":
     step(number + 1)
@@ -101,6 +101,7 @@ class Cluster:
             while len(self.calls()) == before and job.poll() is None and time.monotonic() < end:
                 time.sleep(0.02)
             job.send_signal(number)
+            time.sleep(0.2)  # two of the same at once are one
         out, err = job.communicate(timeout=60)
         return job.returncode, out, err
 
@@ -177,6 +178,7 @@ def test_a_signal_that_comes_before_the_processes_are_ready_loses_nothing(cluste
     assert err.splitlines()[-1].startswith("FATAL code=STOPPED ")
 
 
+@pytest.mark.slow
 def test_three_starts_without_progress_are_enough_and_a_new_job_may_try_again(cluster):
     for number in range(2):
         env = {"SLURM_RESTART_COUNT": str(number)}
@@ -215,8 +217,8 @@ def test_other_ends_are_handed_on_and_nothing_is_requeued(code, cluster):
 
 
 def test_the_second_ctrl_c_ends_everything_at_once(cluster):
-    code, _, err = cluster.run("train", acts="deaf", stop=[signal.SIGINT, signal.SIGINT])
-    assert (code, cluster.requeued()) in [(130, []), (75, ["requeue 41"])], err
+    code, _, err = cluster.run("train", acts="stubborn", stop=[signal.SIGINT, signal.SIGINT])
+    assert (code, cluster.requeued()) == (130, []), err
 
 
 def test_an_evaluation_goes_on_when_its_time_is_nearly_over_and_ends_with_sigterm(cluster):

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -41,6 +42,12 @@ def claim():
     return ours
 
 
+def search_path():
+    """PATH with the programs of this virtual environment first, and the daemons' folder."""
+    given = os.environ.get("PATH", os.defpath)
+    return os.pathsep.join([str(Path(sys.executable).parent), given, "/usr/sbin", "/sbin"])
+
+
 def folder_of(number):
     """Where a cluster has its files: bridges, cgroups and ports are the machine's, so this is no TMPDIR."""
     return Path(f"/run/lockstep-slurm-{number}")
@@ -59,7 +66,8 @@ def clear(number):
     kill(f"{OWNER}={folder}")
     for link in [*NETWORK.glob(f"{prefix(number)}n*"), *NETWORK.glob(prefix(number))]:
         # One that hangs in a node's namespace goes with that, now or in a moment.
-        subprocess.run(["ip", "link", "del", link.name], capture_output=True, check=False)
+        command = ["ip", "link", "del", link.name]
+        subprocess.run(command, env={"PATH": search_path()}, capture_output=True, check=False)
     for group in FREEZER.glob(f"slurm_{prefix(number)}n*"):
         _remove_group(group)
     forget_names(folder)

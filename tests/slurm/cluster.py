@@ -8,18 +8,26 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-from tests.slurm.claims import FREEZER, OWNER, clear, folder_of, prefix, remember_names, with_variable
+from tests.slurm.claims import (
+    FREEZER,
+    OWNER,
+    clear,
+    folder_of,
+    prefix,
+    remember_names,
+    search_path,
+    with_variable,
+)
 from tests.slurm.cluster_files import GPUS, Node, cgroup_conf, gres_conf, hosts_text, slurm_conf
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "ip", "unshare", "bash")
 PACKAGES = "apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge iproute2"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "DEADLINE")
 READY = 30  # seconds for all daemons
-WITHIN = 150  # seconds for anything, on a machine that is busy with others
+WITHIN = 200  # seconds for anything, on a machine that is busy with others
 
 # A process becomes a host: network, name, /etc/hosts and process numbers of its own. The shell is the first
 # process there and takes in orphans; all end with it.
@@ -35,12 +43,6 @@ shift 3
 ISOLATED = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
-def search_path():
-    """PATH with the programs of this virtual environment first, and the daemons' folder."""
-    given = os.environ.get("PATH", os.defpath)
-    return os.pathsep.join([str(Path(sys.executable).parent), given, "/usr/sbin", "/sbin"])
-
-
 def missing():
     """Why there can be no cluster here; empty where there can."""
     if os.geteuid() != 0:
@@ -51,7 +53,8 @@ def missing():
 
 def has_namespaces():
     """Whether hosts with networks of their own are possible."""
-    done = subprocess.run([*ISOLATED, "true"], capture_output=True, check=False, timeout=20)
+    env = {"PATH": search_path()}
+    done = subprocess.run([*ISOLATED, "true"], env=env, capture_output=True, check=False, timeout=20)
     return done.returncode == 0
 
 
@@ -227,13 +230,15 @@ class Cluster:
         )
 
     def wait_for(self, look, job, *, within=WITHIN):
-        """The first truthy answer of `look`; what the job said where there is none in time."""
+        """The first truthy answer of `look`; what the job said where it ends, or time does, without one."""
         end = time.monotonic() + within
-        while not (answer := look()):
-            if time.monotonic() > end:
+        while True:
+            over = self.info(job).get("JobState") in ENDED or time.monotonic() > end
+            if answer := look():
+                return answer
+            if over:
                 raise AssertionError(f"job {job}: {self.info(job)}\n{self.log(job)[-5000:]}")
             time.sleep(0.1)
-        return answer
 
     def log(self, job):
         """What all starts of a job have said so far."""

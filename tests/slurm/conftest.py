@@ -54,7 +54,7 @@ def whole(once, common):
     def make(folder):
         command = [sys.executable, ROOT / "training" / "run.py", "--run-dir", "run", *common]
         env = {"PATH": os.defpath, "HOME": str(folder), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        subprocess.run(command, cwd=folder, env=env, capture_output=True, check=True, timeout=150)
+        subprocess.run(command, cwd=folder, env=env, capture_output=True, check=True, timeout=240)
 
     return once("slurm-whole", make) / "run"
 

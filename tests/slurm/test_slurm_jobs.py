@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.slurm.training_jobs import EPOCH, STEPS, records, state_word
+from tests.slurm.training_jobs import EPOCH, STEPS, last_word, records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -43,7 +43,7 @@ def test_a_rank_that_is_killed_ends_the_job_within_seconds_and_is_named(submit, 
     assert time.monotonic() - killed < 15
     failure = job.failure
     assert (failure["code"], failure["rank"], failure["host"]) == ("CRASH", 1, list(cluster.nodes)[1])
-    assert state_word(job.log) == "CRASH"
+    assert last_word(job.log) == "CRASH"
 
 
 @pytest.mark.parametrize("victim", ["srun", "the batch step"])
@@ -54,7 +54,7 @@ def test_whoever_is_killed_nothing_is_left(victim, submit):
         for number in job.processes("srun "):
             os.kill(number, signal.SIGKILL)
         job.ends("FAILED", 70)
-        assert state_word(job.log) == "CRASH"
+        assert last_word(job.log) == "CRASH"
     else:
         (supervisor,) = [one for one in job.processes("lockstep launch") if one not in job.processes("srun ")]
         os.kill(supervisor, signal.SIGKILL)
@@ -71,7 +71,7 @@ def test_a_job_that_may_not_be_requeued_stops_with_its_checkpoint_and_says_so(su
     assert "requeue" in job.log
 
 
-def test_of_an_array_only_the_task_that_was_stopped_is_requeued(submit, whole, cluster):
+def test_of_an_array_only_the_task_that_was_stopped_is_requeued(submit, whole):
     job = submit(nodes=1, slow=SLOW, options=["--array=0-2"])
     tasks = [job.task(number) for number in range(3)]
     tasks[1].reach(3).say("scancel", "--batch", "--signal=USR1")
@@ -80,9 +80,8 @@ def test_of_an_array_only_the_task_that_was_stopped_is_requeued(submit, whole, c
         task.went_on(whole, processes=[1] * (restarts + 1))
 
 
-def test_two_jobs_at_once_on_the_same_nodes_never_meet(submit, whole, cluster):
+def test_two_jobs_at_once_on_the_same_nodes_never_meet(submit, whole):
     jobs = [submit(slow=0.1), submit(slow=0.1)]
-    together = jobs[0].until(lambda: all(map(cluster.processes, (job.number for job in jobs))))
-    assert together
+    jobs[0].until(lambda: all(job.processes("training/run.py") for job in jobs))
     for job in jobs:
         job.ends().went_on(whole, processes=[2])

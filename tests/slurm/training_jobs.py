@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import WITHIN, Cluster
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "slurm" / "train.sbatch"
@@ -115,7 +116,7 @@ class TrainingJob:
         """A command of SLURM about this job."""
         return self.cluster.call(*words, self.number)
 
-    def ends(self, state="COMPLETED", code=0, *, restarts=0, within=150):
+    def ends(self, state="COMPLETED", code=0, *, restarts=0, within=WITHIN):
         """The job ends so, after as many requeues, and nothing of it is left on any node."""
         info = self.cluster.wait(self.number, within=within)
         found = (info["JobState"], info["ExitCode"], info["Restarts"])
@@ -138,8 +139,9 @@ class TrainingJob:
         """Those with `words` on their command line."""
         found = []
         for number in self.cluster.processes(self.number):
-            line = Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            found += [number] if words in line else []
+            with contextlib.suppress(OSError):
+                line = Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found += [number] if words in line else []
         return found
 
     def went_on(self, whole, *, processes):
@@ -179,6 +181,6 @@ class Submitter:
         return TrainingJob(self.cluster, number, self.folder / (run_dir or f"runs/digits-{number}"))
 
 
-def state_word(text):
-    """The last FATAL line's code, '' without one."""
+def last_word(text):
+    """The code of the last FATAL line; empty where there is none."""
     return (re.findall(r"^FATAL code=(\w+)", text, re.MULTILINE) or [""])[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.marked_processes import MARK, living, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -65,19 +68,18 @@ def test_what_evaluates_dies_of_the_signal_and_what_nohup_protects_lives_on(tmp_
 
 STOPS = [
     "import os, sys, time",
-    "import training.reading",
+    "from data_pipeline import torchvision_cpu",
     "def stop(*_, **__):",
     "    os.kill(os.getpid(), 15)",
     "    time.sleep(60)",
-    "training.reading.open_dataset = stop",
+    "torchvision_cpu.declare_missing_operators = stop",
     "sys.argv = ['run.py', *sys.argv[1:]]",
     "import runpy",
     f"runpy.run_path({str(ROOT / 'training' / 'run.py')!r}, run_name='__main__')",
 ]
 
 
-@pytest.mark.slow
-def test_a_run_that_is_stopped_while_it_opens_its_data_says_so(script, tmp_path):
+def test_a_run_that_is_stopped_before_it_has_loaded_anything_says_so(script, tmp_path):
     (tmp_path / "run").mkdir()
     done = script("\n".join(STOPS), "train", "--run-dir", str(tmp_path / "run"))
     assert done.returncode == 75, done.stderr
@@ -111,3 +113,35 @@ print("noted")
 def test_the_longest_save_of_a_start_and_the_last_stop_are_noted(script, tmp_path):
     done = script(TIMES, str(tmp_path))
     assert (done.stdout, done.stderr) == ("noted\n", "")
+
+
+@pytest.mark.slow
+def test_signals_that_reach_every_process_of_a_job_its_readers_too_stop_it_with_a_checkpoint(
+    digits, tmp_path
+):
+    """As SLURM sends them where it does not keep the processes of a job apart (proctrack/linuxproc)."""
+    run, mark = tmp_path / "run", f"{os.getpid()}-{tmp_path.name}"
+    words = ["--run-dir", run, "--data.root", digits, "--model.name", "test_resnet", "--train.epochs", 1000]
+    command = [sys.executable, ROOT / "training" / "run.py", *words, "--data.workers", 2]
+    process = subprocess.Popen(
+        list(map(str, command)),
+        env={**os.environ, MARK: mark, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = run / "metrics.jsonl"
+    assert wait_until(lambda: metrics.exists() and metrics.read_text().count('"train"') > 3)
+    all_of_them = living(mark)
+    assert len(all_of_them) > 2
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):
+        for one in all_of_them:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert [line for line in err.splitlines() if "FATAL" in line] == [err.splitlines()[-1]]
+    assert "code=STOPPED" in err.splitlines()[-1]
+    assert list((run / "checkpoints").iterdir())
+    assert wait_until(lambda: not living(mark), within=5)
+    assert json.loads((run / "save_times.json").read_text())["stop"] > 0

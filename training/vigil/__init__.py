@@ -147,7 +147,7 @@ class Vigil:
                 return
 
     def _look(self, now: float) -> None:
-        self._contact.send(self._pace.look(now))
+        self._contact.send(self._pace.look(now), news=True)
         if self._guard is not None:
             near = [self._me, *self._near.alive]
             self._guard.reassure(near, self._place, alone=len(self._siblings) == 1)

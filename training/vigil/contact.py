@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hmac
 import json
 import os
 import secrets
 import socket
+import sys
+import termios
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +26,7 @@ from training.vigil.siblings import Sibling
 
 LOOPBACK = "127.0.0.1"
 LOST_AFTER = 10  # seconds without a word of a host's kernel
+SILENT = 30.0  # seconds after which news are kept from a process that says none: they would pile up
 HANDSHAKE = 10.0  # seconds for a connection to be made and to say who it is
 LONGEST = 1 << 16  # bytes of a message; who sends more is a stranger
 STRANGERS = 64  # connections at once that have not said who they are
@@ -42,7 +46,9 @@ class _Peer:
     def __init__(self, connection: socket.socket, rank: int | None = None) -> None:
         self.socket, self.rank, self.since = connection, rank, time.monotonic()
         self._in, self._out = b"", b""
-        self._lost = False
+        self._sent, self._taken = 0, 0  # bytes; taken by the other kernel
+        self._taken_at = self.heard_at = self.since
+        self.lost = False
         connection.setblocking(False)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         part = LOST_AFTER // 5
@@ -54,24 +60,43 @@ class _Peer:
 
     def send(self, message: Message) -> None:
         """As much as the other side takes at once; the rest goes with the next message."""
+        self._look()
         if len(self._out) < LONGEST:
             self._out += json.dumps(message).encode() + b"\n"
         try:
-            self._out = self._out[self.socket.send(self._out) :]
+            sent = self.socket.send(self._out)
+            self._out, self._sent = self._out[sent:], self._sent + sent
         except OSError as error:
             # The kernel tells this once: whoever reads next hears that it is gone, not how.
-            self._lost = self._lost or _is_lost(error)
+            self.lost = self.lost or _is_lost(error)
+
+    def _look(self) -> None:
+        """See whether the other kernel takes what it is sent.
+
+        Ours takes much longer to give up where it is itself that has no way to the other, or where the other
+        one's packets still come.
+        """
+        waiting = 0
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                waiting = int.from_bytes(fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        now = time.monotonic()
+        if not waiting or self._sent - waiting != self._taken:
+            self._taken, self._taken_at = self._sent - waiting, now
+        elif now - self._taken_at > LOST_AFTER:
+            self.lost = True
 
     def receive(self) -> list[Message]:
         """What has come; EOFError where the other side is gone, or a stranger; Lost."""
+        if self.lost:
+            raise Lost
         try:
             data = self.socket.recv(LONGEST)
         except BlockingIOError:
             return []
         except OSError as error:
-            raise (Lost if self._lost or _is_lost(error) else EOFError) from None
-        if self._lost:
-            raise Lost
+            raise (Lost if _is_lost(error) else EOFError) from None
+        self.heard_at = time.monotonic()
         *lines, self._in = (self._in + data).split(b"\n")
         if not data or len(self._in) > LONGEST:
             raise EOFError
@@ -122,11 +147,12 @@ class Contact:
         """File descriptors on which something may come."""
         return [*self._peers, *([self._listener.fileno()] if self._listener else [])]
 
-    def send(self, message: Message) -> None:
-        """To everyone that this process is connected with."""
+    def send(self, message: Message, *, news: bool = False) -> None:
+        """To everyone that this process is connected with; `news` comes again and may be missed."""
         with self._lock:
             for peer in list(self._peers.values()):
-                if peer.rank is not None:
+                silent = time.monotonic() - peer.heard_at > SILENT
+                if peer.rank is not None and not (news and silent):
                     peer.send(message)
 
     def receive(self, files: set[int]) -> list[tuple[int, Message | None]]:
@@ -136,7 +162,7 @@ class Contact:
                 self._accept(self._listener)
             heard: list[tuple[int, Message | None]] = []
             for file, peer in list(self._peers.items()):
-                if file in files or peer.rank is None:
+                if file in files or peer.lost or peer.rank is None:
                     heard += self._heard(peer)
             return heard
 
