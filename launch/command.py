@@ -88,8 +88,9 @@ def srun_command(topology: Topology, program: str, words: Sequence[str]) -> Comm
     cores = topology.cores or 0
     argv += ["--cpus-per-task", str(cores)] if cores else ["--overcommit"]
     argv += ["--gres", f"gpu:{topology.gpus}"] if topology.gpus else []
-    argv += ["--kill-on-bad-exit=1", "--export=ALL", "--input=none", "--unbuffered"]
-    variables = {"ACCELERATE_USE_CPU": "true"} if topology.cpu else {}
+    argv += ["--kill-on-bad-exit=1", "--export=ALL", "--input=none"]
+    # Not srun's --unbuffered: that gives each process a terminal, and the log what is drawn on one.
+    variables = {"PYTHONUNBUFFERED": "1"} | ({"ACCELERATE_USE_CPU": "true"} if topology.cpu else {})
     return Command((*argv, sys.executable, program, *words), variables)
 
 

@@ -16,14 +16,14 @@ from training.vigil.ending import EXIT_CODES, Ended, speak
 def launch(argv: list[str]) -> int:
     """Start training/run.py on this machine, on several, or in SLURM; its exit code: `lockstep launch`."""
     options, words = parse(argv)
+    if options.slurm:
+        from launch.slurm import submit
+
+        return submit.submit(options, words)
     request = read_request(words)
     if request is None:
         return 0
     try:
-        if options.slurm:
-            from launch.slurm import submit
-
-            return submit.submit(options, words)
         if _in_batch_step(os.environ) and not options.by_hand:
             from launch.slurm import job
 

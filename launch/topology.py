@@ -143,23 +143,29 @@ def of_slurm_job(env: Mapping[str, str]) -> Topology:
 
 def _job_gpus(env: Mapping[str, str], nodes: int) -> int:
     """GPUs of each node."""
-    gpus = _number(env, "SLURM_GPUS_ON_NODE") if env.get("SLURM_GPUS_ON_NODE") else 0
+    total = _gpus_of(env.get("SLURM_GPUS", ""))
+    if env.get("SLURM_GPUS_ON_NODE"):
+        gpus = _number(env, "SLURM_GPUS_ON_NODE")
+    else:  # a shell of salloc runs on no node of the job: it is told only what was asked for
+        gpus = _gpus_of(env.get("SLURM_GPUS_PER_NODE", "")) or total // nodes
     if gpus and env.get("SLURM_NTASKS_PER_GPU"):
         raise UserError(
             "--ntasks-per-gpu: srun takes no other number of processes beside it",
             mend="leave it out: each GPU gets one process",
             code="USAGE",
         )
-    if not env.get("SLURM_GPUS"):
-        return gpus
-    total = sum(int(one) for one in re.findall(r"(?:^|[,:])([0-9]{1,6})(?=,|$)", env["SLURM_GPUS"][:1000]))
-    if total != gpus * nodes:
+    if total and total != gpus * nodes:
         raise UserError(
             f"--gpus {env['SLURM_GPUS'][:80]}: SLURM gave {gpus} of them to the first of {nodes} nodes",
             mend="ask for the same number on each node, with --gpus-per-node",
             code="USAGE",
         )
     return gpus
+
+
+def _gpus_of(text: str) -> int:
+    """The number in 4, a100:4, or a100:2,v100:2."""
+    return sum(int(one) for one in re.findall(r"(?:^|[,:])([0-9]{1,6})(?=,|$)", text[:1000]))
 
 
 def _job_tasks(env: Mapping[str, str], nodes: int) -> list[int]:

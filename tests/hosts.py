@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SETS_AT_ONCE = 30
+SPACES = ("--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc")
 # The first process of a host. What it reads ends when its starter does.
 FIRST = 'mount --bind "$1" /etc/hosts && hostname "$2" && ip link set lo up && echo ready && exec cat'
 
@@ -58,9 +59,11 @@ def missing():
     ]
     if absent:
         return f"not installed: {', '.join(absent)}"
-    probe = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "true"]
-    done = subprocess.run(probe, capture_output=True, text=True, check=False)
-    return done.stderr.strip()
+    links = "ip link add probe type bridge && ip link add type veth"
+    done = subprocess.run(
+        ["unshare", *SPACES, "sh", "-c", links], capture_output=True, text=True, check=False
+    )
+    return "" if done.returncode == 0 else done.stderr.strip() or "unshare fails"
 
 
 @contextlib.contextmanager
@@ -94,8 +97,7 @@ def hosts(*names, own=None):
 
 
 def _first(later, table, name):
-    spaces = ["--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc"]
-    command = ["unshare", *spaces, "sh", "-c", FIRST, "host", str(table), name]
+    command = ["unshare", *SPACES, "sh", "-c", FIRST, "host", str(table), name]
     first = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )

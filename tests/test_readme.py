@@ -99,6 +99,10 @@ def test_a_users_own_pictures_go_from_a_folder_to_an_evaluation(clone):
         rows = list(csv.DictReader(file))
     assert len(rows) == 40
     assert {row["prediction"] for row in rows} <= {"coffee", "chelsea"}
+    shown = typed(block("sh", "lockstep launch --slurm"), clone)
+    assert "#SBATCH --gpus-per-node=8" in shown
+    starts = (clone / "runs/photos/launches.jsonl").read_text().splitlines()
+    assert [json.loads(line)["processes"] for line in starts] == [1, 2]
 
 
 def test_the_flags_that_change_a_recipe_do_so(clone):
@@ -147,7 +151,10 @@ def test_every_option_that_the_readme_names_exists():
     packing = {"--part", "--merge", "--resize-shorter", "--reencode"}
     for option in packing:
         assert option in typed("lockstep pack --help", ROOT)
-    others = {"--section.field", "--help"} | packing
+    launching = {"--max-restarts", "--wait", "--min-nodes", "--nodes"}
+    for option in launching:
+        assert option in typed("lockstep launch --help", ROOT)
+    others = {"--section.field", "--help"} | packing | launching
     for option in sorted(set(re.findall(r"`(--[a-z][^` ]*)", README)) - others):
         name = option.removeprefix("--").replace("-", "_")
         assert name in dict(fields_of(Flags)) | dict(fields_of(Config)), option

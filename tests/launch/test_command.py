@@ -61,7 +61,7 @@ def test_srun_asks_for_what_the_nodes_have():
     assert (
         srun_command(uneven, "run.py", [])
         .text()
-        .startswith("ACCELERATE_USE_CPU=true srun --nodes 2 --ntasks 3 --cpus-per-task 4 ")
+        .startswith("PYTHONUNBUFFERED=1 ACCELERATE_USE_CPU=true srun --nodes 2 --ntasks 3 --cpus-per-task 4 ")
     )
     crowded = srun_command(Topology((2, 2), cores=0, gpus=2), "run.py", [])
     assert "--overcommit --gres gpu:2 " in crowded.text()

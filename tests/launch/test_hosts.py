@@ -47,7 +47,9 @@ def digits(shared):
 def alone(once, digits):
     """A run of one process that nothing disturbs."""
     one = [BIN / "python", RUN]
-    return once("alone", lambda folder: undisturbed(one, folder, digits=digits, more=EXACT)) / "run"
+    return (
+        once("one-process-exact", lambda folder: undisturbed(one, folder, digits=digits, more=EXACT)) / "run"
+    )
 
 
 @pytest.fixture
@@ -87,19 +89,19 @@ def by_hand(rank, *options, nodes=2, address="h1"):
 
 @pytest.fixture
 def start(digits, tmp_path):
-    """`start({host: command})`: a job of which each host runs a part, in one folder on their common disk."""
+    """`start({host: command})`: a job of which each host runs a part, on their common disk."""
     started = []
 
-    def call(commands, *more, pace=0.2, name=""):
+    def call(commands, *more, pace=0.2, name="", folder=tmp_path):
         mark = uuid.uuid4().hex
         parts = Parts(
             begin(
                 command,
-                tmp_path,
+                folder,
                 digits=digits,
                 pace=pace,
                 more=more,
-                under=host.under(tmp_path),
+                under=host.under(folder),
                 name=f"{host.name}{name}",
                 mark=mark,
             )
@@ -148,7 +150,7 @@ def test_a_cut_link_ends_both_sides_which_name_the_lost_and_go_on_when_started_a
     check_same(tmp_path / "run", alone)
 
 
-def test_with_restarts_left_both_meet_again_when_the_link_check_same(pair, start, alone, tmp_path):
+def test_with_restarts_left_both_meet_again_when_the_link_is_whole(pair, start, alone, tmp_path):
     h1, h2 = pair
     wait = ("--max-restarts", 1, "--wait", 60)
     parts = start({h1: by_hand(0, *wait), h2: by_hand(1, *wait)}, *EXACT, pace=0.04)
@@ -172,24 +174,27 @@ def test_where_one_host_is_enough_it_goes_on_without_the_dead_one(pair, start, a
     assert [one["processes"] for one in records(tmp_path / "run", "start")] == [2, 1]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
 def test_a_launcher_that_is_killed_takes_its_processes_with_it_and_the_other_one_hears_of_it(
-    pair, start, tmp_path, victim
+    pair, start, tmp_path
 ):
     h1, h2 = pair
-    parts = start({h1: by_hand(0), h2: by_hand(1)})
-    parts.train()
-    launcher_in(parts[victim]).kill()
-    codes = parts.end(within=LOST_WITHIN + SLACK)
-    assert codes[victim] == -SIGKILL
-    assert codes[1 - victim] == 69, parts.texts()
-    assert f"node {victim} " in parts[1 - victim].text()
-    # The processes that it took with it asked to stop: all have saved the step after which they did.
-    newest = newest_verified(tmp_path / "run" / "checkpoints", say=print)
-    assert step_of(newest) == last_step(tmp_path / "run") >= READY
+    jobs = {}
+    for victim in (0, 1):
+        port = ("--port", 29420 + victim)
+        commands = {h1: by_hand(0, *port), h2: by_hand(1, *port)}
+        jobs[victim] = start(commands, pace=0.5, folder=tmp_path / str(victim))
+    for victim, parts in jobs.items():
+        parts.train()
+        launcher_in(parts[victim]).kill()
+        codes = parts.end(within=LOST_WITHIN + SLACK)
+        assert (codes[victim], codes[1 - victim]) == (-SIGKILL, 69), parts.texts()
+        assert f"node {victim} " in parts[1 - victim].text()
+        # The processes that it took with it asked to stop: all have saved the step after which they did.
+        newest = newest_verified(parts[0].run_dir / "checkpoints", say=print)
+        assert step_of(newest) == last_step(parts[0].run_dir) >= READY
 
 
-ELASTIC = {
+OTHERS = {
     "torchrun": lambda rank: [
         BIN / "torchrun",
         "--nnodes=2",
@@ -207,15 +212,20 @@ ELASTIC = {
 }
 
 
-@pytest.mark.parametrize("name", ELASTIC)
-def test_a_cut_link_ends_both_sides_under_the_launchers_of_others_too(pair, start, tmp_path, name):
+def test_a_cut_link_ends_both_sides_under_the_launchers_of_others_too(pair, start, tmp_path):
     h1, h2 = pair
-    parts = start({h1: ELASTIC[name](0), h2: ELASTIC[name](1)})
-    parts.train()
+    jobs = {
+        name: start({h1: command(0), h2: command(1)}, pace=0.5, folder=tmp_path / name)
+        for name, command in OTHERS.items()
+    }
+    for parts in jobs.values():
+        parts.train()
     h2.cut()
-    # They have their own ways of ending, and 1 for whatever happened.
-    assert parts.end(within=LOST_WITHIN + SLACK) == [1, 1], parts.texts()
-    assert failure(tmp_path / "run")["code"] == "RENDEZVOUS"
+    end = time.monotonic() + LOST_WITHIN + SLACK
+    for parts in jobs.values():
+        # They have their own ways of ending, and 1 for whatever happened.
+        assert parts.end(within=end - time.monotonic()) == [1, 1], parts.texts()
+        assert failure(parts[0].run_dir)["code"] == "RENDEZVOUS"
 
 
 def test_what_does_not_go_together_is_named_in_time(pair, start):

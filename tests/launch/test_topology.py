@@ -113,6 +113,22 @@ def test_processes_that_slurm_deals_out_in_turns_keep_its_numbers():
     assert [place["GROUP_RANK"] for place in places] == ["0", "1", "0", "1"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "each"),
+    [
+        ({"SLURM_GPUS_PER_NODE": "4"}, 4),
+        ({"SLURM_GPUS_PER_NODE": "a100:2"}, 2),
+        ({"SLURM_GPUS": "8"}, 4),
+        ({}, None),
+    ],
+)
+def test_a_shell_of_salloc_knows_the_gpus_that_were_asked_for(asked, each):
+    """It runs on none of the nodes, so SLURM_GPUS_ON_NODE is not there."""
+    env = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_CPUS_PER_NODE": "8(x2)"}
+    topology = of_slurm_job({**env, **asked})
+    assert (topology.processes, topology.cpu) == (((each or 1,) * 2), each is None)
+
+
 def test_a_shell_of_salloc_that_is_a_step_is_not_one_of_the_processes():
     shell = STARTS["salloc_interactive"]["tasks"][0]
     assert int(shell["SLURM_STEP_ID"]) > 1 << 31
