@@ -15,8 +15,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 
 # Two processes on the CPU, whatever the machine has: the set is small and the point is to see them walk in step.
 demo: setup
-	@ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 \
-		$(BIN)/torchrun --standalone --nproc_per_node 2 training/run.py $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/lockstep launch --cpu --processes-per-node 2 -- $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow or not slow" $(ARGS)

@@ -71,6 +71,22 @@ def address_towards(address: str) -> str | None:
     return None
 
 
+def address_outside() -> str | None:
+    """This machine's address for others: on its default route, else on its first interface that is up."""
+    import psutil
+
+    towards = address_towards(OUTSIDE)
+    if towards is not None:
+        return towards
+    states = psutil.net_if_stats()
+    for name, given in psutil.net_if_addrs().items():
+        for one in given:
+            usable = one.family == socket.AF_INET and not is_loopback(one.address)
+            if usable and name in states and states[name].isup:
+                return str(one.address)
+    return None
+
+
 def interface_of(address: str | None) -> str | None:
     """The interface of this machine that has the address; None where none has."""
     # It starts slowly, and a process alone needs it never.

@@ -11,8 +11,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 
 from launch.interfaces import (
     LOOPBACK,
-    OUTSIDE,
-    address_towards,
+    address_outside,
     addresses_of,
     interface_of,
     is_loopback,
@@ -25,6 +24,7 @@ from training.vigil.ending import EXIT_CODES, Ended
 
 WAIT = 15.0  # seconds for those who are missing
 LEAVING = 5.0  # seconds for an earlier start that is just ending to free the port
+ANSWER = 3.0  # seconds for an address to answer, of several perhaps
 PAUSE = 0.2  # seconds between two tries
 ATTEMPTS = 8  # ports of a step of srun, whose first may be taken by somebody else
 
@@ -96,19 +96,21 @@ def _settle(env: MutableMapping[str, str], *, address: str, port: int, own: str 
 
 def _reach_agent(env: MutableMapping[str, str], seconds: float) -> None:
     """See that the agents' store can be reached: torch itself asks for a name that nobody knows for ever."""
-    host, port = _host_name(env), _port(env)
+    host, port = env["MASTER_ADDR"], _port(env)
     until, trouble = time.monotonic() + seconds, ""
     while True:
         for address in addresses_of(host, seconds=seconds, origin="MASTER_ADDR="):
             try:
-                left = max(PAUSE, until - time.monotonic())
+                left = max(PAUSE, min(ANSWER, until - time.monotonic()))
                 with socket.create_connection((address, port), timeout=left) as connection:
                     own = str(connection.getsockname()[0])
             except OSError as error:
                 trouble = error.strerror or "it does not answer"
                 continue
-            if is_loopback(own) and not is_loopback(host):
-                own = address_towards(OUTSIDE) or own
+            if _on_one_machine(env):
+                own = LOOPBACK
+            elif is_loopback(own) and not is_loopback(host):
+                own = address_outside() or own
             _settle(env, address=address, port=port, own=own)
             return
         if time.monotonic() >= until:
@@ -185,7 +187,11 @@ def _given_listener(env: MutableMapping[str, str]) -> socket.socket | None:
 def _host_name(env: Mapping[str, str]) -> str:
     """Where process zero is; the loopback address where all are on one machine."""
     host = env["MASTER_ADDR"]
-    return LOOPBACK if env.get("LOCAL_WORLD_SIZE") == env["WORLD_SIZE"] or host == "localhost" else host
+    return LOOPBACK if _on_one_machine(env) or host == "localhost" else host
+
+
+def _on_one_machine(env: Mapping[str, str]) -> bool:
+    return env.get("LOCAL_WORLD_SIZE") == env["WORLD_SIZE"]
 
 
 def _port(env: Mapping[str, str]) -> int:

@@ -281,19 +281,19 @@ def test_three_starts_without_progress_are_enough(digits, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", ["torchrun", "accelerate"])
-def test_under_another_launcher_a_stop_is_a_stop_and_its_kill_leaves_nobody(agent, digits, tmp_path):
-    options = ["--processes-per-node", "2", "--with", agent]
-    job = begin(ours(*options), tmp_path / "job", digits=digits, pace=0.3)
-    killed = begin(ours(*options), tmp_path / "killed", digits=digits, pace=0.3)
+def test_under_another_launcher_a_stop_is_a_stop_and_our_end_leaves_nobody(digits, tmp_path):
+    """Two jobs side by side: one hears a signal that torchrun would die of, of the other we are killed."""
+    options = ["--processes-per-node", "2", "--with"]
+    asked = begin(ours(*options, "torchrun"), tmp_path / "asked", digits=digits, pace=0.2)
+    killed = begin(ours(*options, "accelerate"), tmp_path / "killed", digits=digits, pace=0.2)
     try:
-        training(job)
+        training(asked)
         training(killed)
-        job.process.send_signal(signal.SIGUSR1)
+        asked.process.send_signal(signal.SIGUSR1)
         killed.process.kill()
         assert wait_until(lambda: not living(killed.mark) or None, within=10), killed.text()
-        assert job.process.wait(timeout=DEADLINE) == 75, job.text()
-        assert json.loads((job.run_dir / "failure.json").read_text())["code"] == "STOPPED"
+        assert asked.process.wait(timeout=DEADLINE) == 75, asked.text()
+        assert json.loads((asked.run_dir / "failure.json").read_text())["code"] == "STOPPED"
     finally:
-        clear_away(job)
+        clear_away(asked)
         clear_away(killed)
