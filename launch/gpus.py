@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from training.config import UserError
@@ -19,12 +20,20 @@ def wants_cpu() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
 
 
+def uses_cpu(env: Mapping[str, str]) -> bool:
+    """Whether training with this environment uses no GPU, as far as that can be told at once."""
+    return wants_cpu() or _sees_none(env)
+
+
+def _sees_none(env: Mapping[str, str]) -> bool:
+    hidden = env.get("CUDA_VISIBLE_DEVICES")
+    none = hidden is not None and hidden.strip() in ("", "-1")
+    return none or not any(Path(one).exists() for one in DEVICES)
+
+
 def count_gpus() -> int:
     """GPUs that CUDA_VISIBLE_DEVICES leaves visible; USAGE where there are some and torch cannot say."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if (hidden is not None and hidden.strip() in ("", "-1")) or not any(
-        Path(one).exists() for one in DEVICES
-    ):
+    if _sees_none(os.environ):
         return 0
     try:
         said = subprocess.run(

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launch.gpus import uses_cpu
 from launch.topology import by_srun
 from training.config import UserError
 
@@ -30,7 +31,9 @@ def check_launch(expected: int | None = None, words: Sequence[str] = ()) -> None
         _check_accelerate(env, words)
     if expected is not None and world != expected:
         raise UserError(
-            f"--expect-processes {expected}: {world} came up", mend=_ours(expected, words), code="USAGE"
+            f"--expect-processes {expected}: {world} came up",
+            mend=_ours(expected, words, *(["--cpu"] if uses_cpu(env) else [])),
+            code="USAGE",
         )
     if expected is None and "WORLD_SIZE" not in env and not by_srun(env):
         _check_batch_script(env, words)
@@ -106,7 +109,7 @@ def _ours(processes: int | None, words: Sequence[str], *options: str) -> str:
 
 def _processes_said(line: bytes) -> int | None:
     """What --num_processes says on the command line of the process that started this one."""
-    found = re.findall(rb"\x00(?:-n|--num[_-]processes)[=\x00]([0-9]{1,9})(?=\x00)", line)
+    found = re.findall(rb"\x00--num[_-]processes[=\x00]([0-9]{1,9})(?=\x00)", line)
     return int(found[-1]) if found else None
 
 

@@ -22,8 +22,10 @@ def stop_before_training(words: Sequence[str], place: Place) -> None:
     """From now on, until training looks for itself, signals to stop end this process with STOPPED.
 
     Only where its command line asks to train: what evaluates or predicts begins anew the next time. SIGINT
-    stays what it is, and SIGHUP where it was ignored before: nohup.
+    is an exception from now on, unless a shell has it ignored; SIGHUP stays ignored where it was: nohup.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if words and words[0] in ("evaluate", "predict"):
         return
     heard, told = os.pipe()

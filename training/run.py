@@ -14,6 +14,12 @@ if not __package__:
     sys.path.insert(0, os.path.dirname(_here))  # noqa: PTH120
 
 if __name__ == "__main__":
+    import signal
+
+    # Ctrl-C while the modules below are loaded ends it like any program, without a traceback.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     from data_pipeline import torchvision_cpu
     from launch import cores, open_files, rendezvous, srun_tie, started, ties, topology
     from training import command, early_signals, process

@@ -17,6 +17,7 @@ from training.config import UserError
 TIME = "12:00:00"  # where nobody said how long
 TASK = "{task}"  # in the arguments: the number of the array's task
 WHY_COLUMN = 36
+FEWER = "without GPUs, SLURM may begin with the smaller number"
 
 
 class Line(NamedTuple):
@@ -81,7 +82,8 @@ def _block(options: Options, mode: str, name: str, *, own: bool) -> Iterator[Lin
         if value is not None:
             yield Line(f"--{option}={value}")
     least = f"{options.min_nodes}-" if options.least_nodes < options.nodes else ""
-    yield Line(f"--nodes={least}{options.nodes}")
+    # Seen of SLURM 22.05: as many as are free where GPUs are asked for, else the smaller number.
+    yield Line(f"--nodes={least}{options.nodes}", FEWER if least and not options.gpus else "")
     yield from _own_processes() if own else _processes(options)
     yield Line(f"--time={options.time or TIME}")
     if mode == "train":

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.interfaces import addresses_of, interface_of, is_loopback
+from launch.interfaces import address_outside, addresses_of, interface_of, is_loopback
 from launch.meeting import NODES, Told, attend_meeting, host_meeting
 from launch.members import introduction
 from launch.wire import Line, proof, send_line
@@ -306,5 +306,7 @@ def test_addresses_of_this_machine():
     assert not any(map(is_loopback, ("10.0.0.1", "node1", "")))
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("192.0.2.77") is None
+    outside = address_outside()
+    assert outside is None or interface_of(outside) not in {None, "lo"}
     with pytest.raises(Ended):
         addresses_of("x" * 80, seconds=0.1)
