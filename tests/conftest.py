@@ -18,6 +18,7 @@ from PIL import Image
 from skimage import data
 from sklearn.datasets import load_sample_images
 
+from data_pipeline.digits import ensure_digits
 from data_pipeline.items import SourceOptions
 from data_pipeline.pack import pack
 from data_pipeline.sources import find_source
@@ -50,6 +51,13 @@ def once(shared):
         return folder
 
     return get
+
+
+@pytest.fixture(scope="session")
+def digits(shared):
+    """The data set that comes with lockstep. Read only: copy it to damage it."""
+    ensure_digits(shared / "digits")
+    return shared / "digits"
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ RUN = ROOT / "training" / "run.py"
 BIN = Path(sys.executable).parent
 STEPS, EVERY = 40, 5  # steps in all, steps between checkpoints
 READY = EVERY + 1  # the step from which on a job is slow
+EXACT = ["--train.exact", "true"]  # the same bits on any number of processes
 
 # Python runs sitecustomize.py in every process. Here it makes steps longer: in exact mode the share of every
 # grain. A restart is quick again.

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import pytest
 
-from data_pipeline.digits import ensure_digits
 from tests.marked_processes import MARK, living
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -76,12 +75,6 @@ class Finished(NamedTuple):
     out: str
     err: str  # without what the launcher says
     seconds: float  # from the fault to failure.json, if there is one; the launcher's end is not far
-
-
-@pytest.fixture(scope="session")
-def digits(shared):
-    ensure_digits(shared / "digits")
-    return shared / "digits"
 
 
 @pytest.fixture

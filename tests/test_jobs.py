@@ -25,7 +25,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.digits import ensure_digits
 from data_pipeline.index import index_path, read_dataset
 from data_pipeline.items import SourceOptions
 from data_pipeline.pack import pack
@@ -152,12 +151,6 @@ def refused(done, code, *words, lines=2):
     assert said[-1].startswith(f"FATAL code={code} rank=0 "), done.err
     for word in words:
         assert word in done.err, done.err
-
-
-@pytest.fixture(scope="session")
-def digits(shared):
-    ensure_digits(shared / "digits")
-    return shared / "digits"
 
 
 @pytest.fixture(scope="session")

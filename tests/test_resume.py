@@ -19,7 +19,6 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.digits import ensure_digits
 from tests.marked_processes import MARK, living, wait_until
 from training.checkpoints.protocol import checkpoints, verify
 
@@ -101,12 +100,6 @@ os._exit(0)
 """
 
 EPOCH, STEPS, BATCH = 4, 8, 350  # steps of an epoch, of the runs in PROGRAM, samples of a step
-
-
-@pytest.fixture(scope="session")
-def digits(shared):
-    ensure_digits(shared / "digits")
-    return shared / "digits"
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.digits import ensure_digits
 from training.checkpoints.protocol import checkpoints, newest_verified, read_tensors
 from training.checkpoints.retention import Retention
 from training.checkpoints.storage_failures import tell_of_room
@@ -231,12 +230,6 @@ def waited(process, look, within=100):
 def records(run_dir):
     found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{**one, "seconds": None} for one in found if one["kind"] != "start"]
-
-
-@pytest.fixture(scope="module")
-def digits(shared):
-    ensure_digits(shared / "digits")
-    return shared / "digits"
 
 
 class SmallDisk:

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.digits import ensure_digits
 from launch.command import (
     LAUNCHERS,
     Command,
@@ -110,12 +109,6 @@ def test_no_words_of_a_run_reach_the_shell_as_anything_but_words(nodes):
         subprocess.run(["bash", "-n", "-c", command.text()], check=True)
         assert shlex.split(command.text())[-len(HOSTILE) :] == HOSTILE
         assert command.argv[-len(HOSTILE) :] == tuple(HOSTILE)
-
-
-@pytest.fixture(scope="session")
-def digits(shared):
-    ensure_digits(shared / "digits")
-    return shared / "digits"
 
 
 def started_by_itself(topology, words):

@@ -8,11 +8,11 @@ from signal import SIGKILL
 
 import pytest
 
-from data_pipeline.digits import ensure_digits
 from tests.hosts import hosts, missing
 from tests.marked_processes import DEADLINE, living, wait_until
 from tests.real_jobs import (
     BIN,
+    EXACT,
     READY,
     RUN,
     begin,
@@ -22,7 +22,6 @@ from tests.real_jobs import (
     last_step,
     launcher_in,
     records,
-    undisturbed,
 )
 from training.checkpoints.protocol import newest_verified, step_of
 
@@ -32,24 +31,8 @@ pytestmark = [
     pytest.mark.skipif(bool(why := missing()), reason=f"no hosts of our own: {why}"),
 ]
 
-EXACT = ["--train.exact", "true"]  # the same bits on any number of processes
 LOST_WITHIN = 15.0  # seconds in which a host that is gone is found out
 SLACK = 8.0  # seconds that a busy machine may take longer
-
-
-@pytest.fixture(scope="module")
-def digits(shared):
-    ensure_digits(shared / "digits")
-    return shared / "digits"
-
-
-@pytest.fixture(scope="module")
-def alone(once, digits):
-    """A run of one process that nothing disturbs."""
-    one = [BIN / "python", RUN]
-    return (
-        once("one-process-exact", lambda folder: undisturbed(one, folder, digits=digits, more=EXACT)) / "run"
-    )
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.digits import ensure_digits
 from launch.attempts import LAUNCHES
 from launch.children import Children, Others, Plan, see_out
 from launch.command import Command
@@ -25,14 +24,13 @@ from tests.marked_processes import DEADLINE, living, wait_until
 from tests.real_jobs import (
     BIN,
     EVERY,
+    EXACT,
     READY,
-    RUN,
     begin,
     check_same,
     clear_away,
     last_step,
     records,
-    undisturbed,
 )
 from training.vigil.ending import EXIT_CODES
 
@@ -196,12 +194,6 @@ def test_what_others_flatten_is_put_right(code, name, passed_on, result):
 # Whole runs. What each signal does to whom is in test_signals.py.
 
 
-@pytest.fixture(scope="module")
-def digits(shared):
-    ensure_digits(shared / "digits")
-    return shared / "digits"
-
-
 def ours(*options):
     return [BIN / "lockstep", "launch", "--cpu", *options, "--", "train"]
 
@@ -219,16 +211,6 @@ def children_of(job):
 
 def launches(job):
     return [json.loads(line) for line in (job.run_dir / LAUNCHES).read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def alone(once, digits):
-    """An exact run of one process that nothing disturbs."""
-    one = [BIN / "python", RUN]
-    return once("alone", lambda folder: undisturbed(one, folder, digits=digits, more=EXACT)) / "run"
-
-
-EXACT = ["--train.exact", "true"]
 
 
 @pytest.mark.slow

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.digits import ensure_digits
 from tests.marked_processes import DEADLINE, living, wait_until
 from tests.real_jobs import (
     BIN,
+    EXACT,
     READY,
-    RUN,
     STEPS,
     begin,
     check_same,
@@ -25,7 +24,6 @@ from tests.real_jobs import (
     last_step,
     ranks,
     records,
-    undisturbed,
 )
 
 ENV = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -150,22 +148,6 @@ def listens(port):
 
 
 # Whole runs.
-
-
-@pytest.fixture(scope="module")
-def digits(shared):
-    ensure_digits(shared / "digits")
-    return shared / "digits"
-
-
-@pytest.fixture(scope="module")
-def alone(once, digits):
-    """An exact run of one process that nothing disturbs."""
-    one = [BIN / "python", RUN]
-    return once("alone", lambda folder: undisturbed(one, folder, digits=digits, more=EXACT)) / "run"
-
-
-EXACT = ["--train.exact", "true"]
 
 
 def both(folder, port, digits, *options, pace):

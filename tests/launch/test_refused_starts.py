@@ -7,19 +7,12 @@ import shlex
 
 import pytest
 
-from data_pipeline.digits import ensure_digits
 from tests.real_jobs import BIN, RUN, begin, clear_away, records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 ACCELERATE = [BIN / "accelerate", "launch", "--num_processes=2", "--main_process_port=0"]
 THREE = ["--expect-processes", 3]
-
-
-@pytest.fixture(scope="module")
-def digits(shared):
-    ensure_digits(shared / "digits")
-    return shared / "digits"
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from signal import SIGUSR1
 
 import pytest
 
-from data_pipeline.digits import ensure_digits
 from tests.real_jobs import BIN, RUN, undisturbed
 from tests.strikes import CASES, MORE_CASES, Case, Launcher, Outcome, check, go_on
 
@@ -22,12 +21,6 @@ LAUNCHERS = {
     "accelerate": Launcher("accelerate", ACCELERATE, 1, 1, OWN),
     "lockstep": Launcher("lockstep", OURS, 75, 70, cases=[*CASES, *MORE_CASES]),
 }
-
-
-@pytest.fixture(scope="module")
-def digits(shared):
-    ensure_digits(shared / "digits")
-    return shared / "digits"
 
 
 @pytest.fixture(scope="module")

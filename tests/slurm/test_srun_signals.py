@@ -7,7 +7,6 @@ from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
 
 import pytest
 
-from data_pipeline.digits import ensure_digits
 from tests.real_jobs import RUN, begin, clear_away, failure, undisturbed
 from tests.strikes import CASES, FINISHED, MORE_CASES, Case, Launcher, Outcome, check, go_on
 
@@ -22,12 +21,6 @@ OWN = {
     Case("launcher", SIGINT): FINISHED,
 }
 SRUN = ["srun", "--nodes", 1, "--ntasks", 2, sys.executable, RUN]
-
-
-@pytest.fixture(scope="module")
-def digits(shared):
-    ensure_digits(shared / "digits")
-    return shared / "digits"
 
 
 def test_whoever_is_struck_the_job_ends_as_promised_leaves_nobody_and_goes_on(
