@@ -7,9 +7,9 @@ in there and takes the network down.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -119,11 +119,11 @@ def _child(number):
 
 
 def _free_index(later):
-    """A number that no other test run on this machine has now."""
+    """A number that no other test run on this machine has now; the claim goes with the process."""
     for index in range(SETS_AT_ONCE):
-        lock = later.enter_context((Path(tempfile.gettempdir()) / f"lockstep-hosts-{index}").open("w"))
+        claim = later.enter_context(socket.socket(socket.AF_UNIX))
         with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            claim.bind(f"\0lockstep-hosts-{index}")
             return index
     raise AssertionError(f"{SETS_AT_ONCE} sets of hosts are there")
 

@@ -122,6 +122,7 @@ def _text_of(line: Line) -> str:
 def _body(options: Options, mode: str, words: Sequence[str] | None) -> Iterator[str]:
     yield "set -eu"
     yield 'cd "${SLURM_SUBMIT_DIR:?start this script with sbatch}"'
+    yield "PATH=$PATH:$PWD/.venv/bin  # where make setup puts lockstep, should no environment be active"
     yield "if ! command -v lockstep > /dev/null; then"
     yield f'    echo "{NO_LOCKSTEP}" >&2'
     yield "    exit 2"
@@ -138,7 +139,7 @@ def _body(options: Options, mode: str, words: Sequence[str] | None) -> Iterator[
 
 
 NO_LOCKSTEP = (
-    "lockstep is not on this job's PATH: activate its environment before sbatch, without --export=NONE"
+    "lockstep is neither on this job's PATH nor in .venv: activate its environment before you type sbatch"
 )
 
 

@@ -154,7 +154,7 @@ def test_where_lockstep_is_not_on_path_a_script_says_what_to_do(name, tmp_path):
     env = {"PATH": os.defpath, "SLURM_SUBMIT_DIR": str(tmp_path)}
     done = subprocess.run(["bash", path], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert re.fullmatch(r"lockstep is not on this job's PATH: .*activate.*\n", done.stderr)
+    assert re.fullmatch(r"lockstep is neither on this job's PATH nor in \.venv: .*activate.*\n", done.stderr)
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,8 @@ def test_the_tasks_of_an_array_have_seeds_and_runs_of_their_own(shell):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("sbatch --export=NONE slurm/train.sbatch", "lockstep is not on this job's PATH"),
+        ("cd pictures && sbatch --export=NONE ../slurm/train.sbatch", "nor in .venv"),
+        ("sbatch --export=NONE slurm/train.sbatch --sed 3", "did you mean --seed?"),
         ("sbatch slurm/evaluate.sbatch", "of which run?"),
         ("sbatch --array=0-1 slurm/pack_array.sbatch pictures data/x", "--array=1-2"),
         ("sbatch slurm/train.sbatch --sed 3", "did you mean --seed?"),
