@@ -86,6 +86,7 @@ TRAINING_LAYERS = [
         "networks.first_convolution",
         "vigil.guard",
         "vigil.pace",
+        "vigil.spokesman",
     },
     {
         "checkpoints.protocol",

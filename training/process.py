@@ -23,6 +23,7 @@ from training.vigil.ending import EXIT_CODES as EXIT_CODES
 from training.vigil.ending import Ended as Ended
 from training.vigil.ending import Ending, Failure, speak
 from training.vigil.place import Place as Place
+from training.vigil.spokesman import is_said_by_another
 from training.vigil.stacks import forget
 
 if TYPE_CHECKING:
@@ -65,10 +66,12 @@ def last_words() -> Iterator[Place]:
         yield place
     except SystemExit as error:
         if not place.together:
+            if error.code:
+                is_said_by_another(place)
             raise
         _left(place, error)
     except UserError as error:
-        if place.speaks and _is_first(place, error.code, error.what, error.mend):
+        if not is_said_by_another(place) and _is_first(place, error.code, error.what, error.mend):
             speak(user_error_text(error, rank=place.rank))
         _end(place, error.code, USER_EXIT)
     except Agreed as error:
@@ -101,8 +104,8 @@ def end_early(place: Place, error: Ended) -> NoReturn:
 
     All are asked as a rule, so before they know one another the first of them speaks.
     """
-    speaks = _is_first(place, error.code, error.what, error.hint)
-    if speaks and (place.together or place.rank == 0):
+    speaks = place.together or place.rank == 0
+    if speaks and _is_first(place, error.code, error.what, error.hint):
         speak(f"{error.what}\n{fatal_line(error.code, rank=place.rank, hint=error.hint)}")
     _end(place, error.code, EXIT_CODES[error.code])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 
 SAVE_TIMES = "save_times.json"
@@ -37,5 +36,8 @@ class SaveTimes:
         self._times[name] = round(seconds, 3)
         part = self._path.with_name(f".{SAVE_TIMES}.part")
         with contextlib.suppress(OSError):  # nothing depends on it, and a full disk is told of by the saves
-            part.write_text(json.dumps(self._times) + "\n", encoding="utf-8")
-            os.replace(part, self._path)  # noqa: PTH105 - beside pathlib, whoever reads sees all or nothing
+            try:
+                part.write_text(json.dumps(self._times) + "\n", encoding="utf-8")
+                part.replace(self._path)  # whoever reads sees all or nothing
+            finally:
+                part.unlink(missing_ok=True)

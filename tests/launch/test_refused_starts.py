@@ -62,3 +62,16 @@ def test_accelerate_that_would_start_one_process_of_two_is_refused_and_the_line_
 def test_fewer_processes_than_expected_are_refused_under_every_launcher(run, tmp_path, command, started):
     refused(*run(command, *THREE), f"--expect-processes 3: {started} ")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seconds", [6, 60], ids=["late", "stuck"])
+def test_a_mistake_is_said_once_also_where_the_first_process_is_the_last_to_find_it(run, tmp_path, seconds):
+    """The launcher ends all with the first that leaves, before the one that speaks has spoken."""
+    script = tmp_path / "one"
+    script.write_text(f'[ "$RANK" != 0 ] || sleep {seconds}\nexec "$@"\n')
+    command = [BIN / "torchrun", "--nproc_per_node=3", "--no-python", "bash", script, BIN / "python", RUN]
+    code, text = run(command, "--expect-processes", 4)
+    assert code == 1, text  # torchrun's own
+    assert "STOPPED" not in text
+    assert set(re.findall("FATAL code=USAGE rank=([0-9])", text)) <= ({"0"} if seconds < 15 else {"1", "2"})
+    assert 1 <= text.count("error: --expect-processes 4: 3 ") <= (1 if seconds < 15 else 2), text
