@@ -119,7 +119,8 @@ def _conclude(launcher: Launcher, group: Group, mine: Outcome) -> Outcome | None
     if outcome.name and (outcome.exit_code != mine.exit_code or not mine.spoken):
         starts.say(outcome, writes=launcher.port is not None)
     elif outcome.name and verdict.node != launcher.options.node_rank:
-        speak(f"{verdict.who}: {first_line(outcome)}")
+        line = first_line(outcome)
+        speak(line if line.startswith(verdict.who) else f"{verdict.who}: {line}")
     return outcome
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
 from typing import Any
@@ -33,22 +34,31 @@ class Starts:
         self.options, self.run_dir = options, request.run_dir
         self.learning = request.mode == "train" and not request.flags.dry_run
         self.number = 0
-        self._fresh, self._words = request.flags.fresh, words
+        self._words = words
+        there = request.flags.fresh and (self.run_dir / "config.yaml").exists()
+        self._aside = _inode(self.run_dir) if there else None  # the run that --fresh is to move aside
         self._expected = request.flags.expect_processes
         self._steps: list[int | None] = []  # of the newest checkpoint, before each start
         self._stamp = stamp_of(self.run_dir)
 
     def words(self, world: int) -> list[str]:
         """The arguments of the start that comes, of so many processes."""
-        words = words_again(self._words) if self.number else self._words
+        words = words_again(self._words) if self.number and not self._moves() else self._words
         return words if self._expected is not None else [*words, "--expect-processes", str(world)]
+
+    def _moves(self) -> bool:
+        """Whether --fresh has something to move aside still: a start may have failed before it did."""
+        return self._aside is not None and _inode(self.run_dir) == self._aside
+
+    def _newest(self) -> int | None:
+        """The step that another start would go on from."""
+        return None if self._moves() else newest_step(self.run_dir)
 
     def begin(self, topology: Topology) -> None:
         """A start begins now; the launcher of node 0 writes that down."""
         self._stamp = stamp_of(self.run_dir)
         if self.learning and topology.node_rank == 0:
-            new = self._fresh and not self.number
-            self._steps.append(None if new else newest_step(self.run_dir))
+            self._steps.append(self._newest())
             again = self.number > 0
             record_start(self.run_dir, again=again, processes=topology.world, nodes=topology.nodes)
 
@@ -66,7 +76,7 @@ class Starts:
             if not outcome.spoken:
                 self.say(outcome)
             return outcome
-        if stuck([*self._steps, newest_step(self.run_dir)]):
+        if stuck([*self._steps, self._newest()]):
             # failure.json keeps the cause of the last one.
             what = f"error: {NO_PROGRESS}, the last: {first_line(outcome)}"
             failure = self._failure("CRASH", what, outcome.rank, BY_HAND)
@@ -78,14 +88,14 @@ class Starts:
     def follow(self, outcome: Outcome) -> None:
         """Another start follows one that ended so."""
         self.number += 1
-        step = newest_step(self.run_dir)
+        step = self._newest()
         going_on = f"going on from step {step}" if step else "from the beginning"
         count = f"start {self.number + 1} of {self.options.max_restarts + 1}"
         speak(f"{count}: {first_line(outcome)}; {going_on}")
 
     def stopped_between(self, outcome: Outcome) -> Outcome:
         """How the launch ends when a stop was asked for between a start that ended so and the next; said."""
-        step = newest_step(self.run_dir)
+        step = self._newest()
         if step is None:
             if not outcome.spoken:
                 self.say(outcome)
@@ -107,6 +117,13 @@ class Starts:
     @staticmethod
     def _failure(code: str, what: str, rank: int, hint: str) -> Failure:
         return Failure(code, rank, socket.gethostname(), what, hint)
+
+
+def _inode(folder: Path) -> int | None:
+    """Which folder that is; None where there is none."""
+    with contextlib.suppress(OSError):
+        return folder.stat().st_ino
+    return None
 
 
 def first_line(outcome: Outcome) -> str:
