@@ -10,8 +10,8 @@ from training.vigil.place import Place
 
 SPOKEN_WITHIN = 15.0  # seconds for the first process of a machine to find the mistake that all make
 ENDS = (signal.SIGTERM, signal.SIGINT)  # with which launchers end their processes
-# A variable of each launcher that ends all its processes with the first that fails.
-LAUNCHERS = {"LOCKSTEP_LAUNCHER", "TORCHELASTIC_RUN_ID", "SLURM_STEP_ID"}
+# Variables of those who end all processes with the first that fails; srun by itself lets the others run.
+LAUNCHERS = {"LOCKSTEP_START", "TORCHELASTIC_RUN_ID"}
 
 
 def is_said_by_another(place: Place) -> bool:
