@@ -1,50 +1,50 @@
-"""The command `lockstep doctor`: what it takes, and what it says."""
+"""What `lockstep doctor` takes for a data set, and how it is examined."""
 
 from __future__ import annotations
 
-import shutil
-import sys
-import time
+import argparse
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
-from data_pipeline.command_line import Parser, progress, say, usable_cores, whole
+from data_pipeline.command_line import Parser, progress, usable_cores, whole
+
+if TYPE_CHECKING:
+    from data_pipeline.doctor import Diagnosis
+
+PROCESSES = 8  # that are to train, where nobody says
 
 
-def doctor(argv: list[str]) -> int:
-    """Find everything in a data set that would waste a run, 1 if anything would: `lockstep doctor`."""
-    options = _doctor_parser().parse(argv)
-    started = time.monotonic()
+def diagnose(
+    options: argparse.Namespace, dataset: str, *, processes: int | None, global_batch: int | None
+) -> Diagnosis:
+    """Examine a data set for so many processes and samples a step, with a bar on a terminal; DATA."""
     from data_pipeline.doctor import examine, sample_count
-    from data_pipeline.doctor_report import as_json, report_lines
     from data_pipeline.doctor_splits import Use
 
     silent = nullcontext(lambda _done: None)
-    with silent if options.json else progress("checking", sample_count(options.dataset)) as advance:
-        diagnosis = examine(
-            options.dataset,
-            Use(options.processes, options.global_batch),
+    with silent if options.json else progress("checking", sample_count(dataset)) as advance:
+        return examine(
+            dataset,
+            Use(processes or PROCESSES, global_batch or 1),
             sample=options.sample,
             workers=options.workers,
             progress=advance,
         )
-    if options.json:
-        say(as_json(diagnosis))
-    else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        for line in report_lines(diagnosis, width=width, seconds=time.monotonic() - started):
-            say(line)
-    return 1 if diagnosis.hurts else 0
 
 
-def _doctor_parser() -> Parser:
+def doctor_parser() -> Parser:
+    """The options for a data set."""
     parser = Parser(
         prog="lockstep doctor",
-        description="Find everything in a data set that would waste a training run: damaged files and "
+        description="Find everything that would waste a training run. In a data set: damaged files and "
         "samples, wrong labels and masks, doubles, pictures of val in train, classes without samples. "
-        "Exit code 1 if anything would hurt.",
+        "Without a data set, on this machine: GPUs, cores, memory, the disk of the runs. With --config both, "
+        "for that run. Exit code 1 if anything would hurt.",
         allow_abbrev=False,
     )
-    parser.add_argument("dataset", metavar="DATASET", help="folder or URL of a data set; it is only read")
+    parser.add_argument(
+        "dataset", metavar="DATASET", nargs="?", help="folder or URL of a data set; it is only read"
+    )
     add = parser.add_argument
     add(
         "--sample",
@@ -63,15 +63,14 @@ def _doctor_parser() -> Parser:
     add(
         "--processes",
         type=whole(1, 10**6),
-        default=8,
         metavar="N",
-        help="that are to train on it, on all nodes together (%(default)s)",
+        help=f"that are to train, on all nodes together ({PROCESSES} on a data set; on this machine one for "
+        "each GPU, else one)",
     )
     add(
         "--global-batch",
         type=whole(1, 10**9),
-        default=1,
         metavar="N",
-        help="samples of a training step, of all processes together; are there enough?",
+        help="samples of a training step, of all processes together; are there enough? (--config's, else 1)",
     )
     return parser

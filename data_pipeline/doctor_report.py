@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from data_pipeline.doctor import Diagnosis
 from data_pipeline.findings import HURTS, KINDS, NOTE, Finding
@@ -16,24 +17,33 @@ HEADINGS = {HURTS: "What would hurt:", NOTE: "Worth knowing:"}
 
 def as_json(diagnosis: Diagnosis) -> str:
     """One JSON object for machines, in one line."""
+    return json.dumps(content_of(diagnosis), ensure_ascii=False)
+
+
+def content_of(diagnosis: Diagnosis) -> dict[str, Any]:
+    """The fields of that object."""
     findings = [finding.as_json() for finding in diagnosis.findings]
-    content = {"dataset": diagnosis.dataset, "checked": asdict(diagnosis.checked), "findings": findings}
-    return json.dumps(content, ensure_ascii=False)
+    return {"dataset": diagnosis.dataset, "checked": asdict(diagnosis.checked), "findings": findings}
 
 
 def report_lines(diagnosis: Diagnosis, *, width: int | None, seconds: float) -> Iterator[str]:
     """The report, wrapped to `width` letters unless that is None."""
+    yield from finding_lines(diagnosis.findings, KINDS, width=width)
+    yield from _sum_lines(diagnosis, seconds)
+
+
+def finding_lines(findings: Sequence[Finding], kinds: Iterable[str], *, width: int | None) -> Iterator[str]:
+    """What hurts, then what is worth knowing, each in the order of `kinds`."""
     for severity, heading in HEADINGS.items():
-        found = [one for one in diagnosis.findings if one.kind.severity == severity]
+        found = [one for one in findings if one.kind.severity == severity]
         if not found:
             continue
         yield heading
-        for code in KINDS:
+        for code in kinds:
             if of_kind := [one for one in found if one.code == code]:
                 yield f"  {code}"
                 yield from _kind_lines(of_kind, width)
         yield ""
-    yield from _sum_lines(diagnosis, seconds)
 
 
 def _kind_lines(found: list[Finding], width: int | None) -> Iterator[str]:
@@ -72,18 +82,24 @@ def _line(finding: Finding) -> str:
 
 
 def _sum_lines(diagnosis: Diagnosis, seconds: float) -> Iterator[str]:
-    checked, hurts = diagnosis.checked, diagnosis.hurts
+    checked = diagnosis.checked
     if checked.bad_samples:
         yield f"training would skip {checked.bad_samples:,} of {checked.samples:,} samples"
     if checked.decoded < checked.samples:
         yield f"{checked.decoded:,} of {checked.samples:,} samples were decoded"
-    notes = sum(one.count for one in diagnosis.findings) - hurts
-    found = [_counted(hurts, "finding that hurts", "findings that hurt")] if hurts else []
-    found += [_counted(notes, "note", "notes")] if notes else []
     samples = _counted(checked.samples, "sample", "samples")
     shards = _counted(checked.shards, "shard", "shards")
-    good = [] if hurts else ["nothing that hurts was found"]
-    yield f"{samples} in {shards} checked in {_duration(seconds)}: {', '.join([*good, *found])}"
+    yield f"{samples} in {shards} checked in {_duration(seconds)}: {sum_of(diagnosis.findings)}"
+
+
+def sum_of(findings: Sequence[Finding]) -> str:
+    """How much was found, in words."""
+    hurts, notes = (
+        sum(one.count for one in findings if one.kind.severity == severity) for severity in HEADINGS
+    )
+    found = [_counted(hurts, "finding that hurts", "findings that hurt")] if hurts else []
+    found += [_counted(notes, "note", "notes")] if notes else []
+    return ", ".join([*([] if hurts else ["nothing that hurts was found"]), *found])
 
 
 def _counted(count: int, one: str, more: str) -> str:

@@ -25,7 +25,7 @@ COMMANDS = {
     "show": Command(
         "data_pipeline.show_command:show", "look at a data set: a picture grid and its table of classes"
     ),
-    "doctor": Command("data_pipeline.doctor_command:doctor", "find what would waste a training run"),
+    "doctor": Command("launch.doctor:doctor", "find what would waste a run: in a data set, on this machine"),
     "launch": Command(
         "launch.launch_command:launch", "start training/run.py on this machine, on several, or in SLURM"
     ),

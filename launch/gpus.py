@@ -22,18 +22,19 @@ def wants_cpu() -> bool:
 
 def uses_cpu(env: Mapping[str, str]) -> bool:
     """Whether training with this environment uses no GPU, as far as that can be told at once."""
-    return wants_cpu() or _sees_none(env)
+    return wants_cpu() or not has_driver(env)
 
 
-def _sees_none(env: Mapping[str, str]) -> bool:
+def has_driver(env: Mapping[str, str]) -> bool:
+    """Whether there is a driver of GPUs, and the environment does not hide them all."""
     hidden = env.get("CUDA_VISIBLE_DEVICES")
     none = hidden is not None and hidden.strip() in ("", "-1")
-    return none or not any(Path(one).exists() for one in DEVICES)
+    return not none and any(Path(one).exists() for one in DEVICES)
 
 
 def count_gpus() -> int:
     """GPUs that CUDA_VISIBLE_DEVICES leaves visible; USAGE where there are some and torch cannot say."""
-    if _sees_none(os.environ):
+    if not has_driver(os.environ):
         return 0
     try:
         said = subprocess.run(

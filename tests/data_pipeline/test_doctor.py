@@ -932,7 +932,7 @@ def test_the_findings_are_the_same_with_one_and_two_workers_and_in_json(photos, 
     ("words", "code"),
     [
         (["missing"], "DATA"),
-        ([], "USAGE"),
+        (["DATASET", "another"], "USAGE"),
         (["DATASET", "--sample", "0"], "USAGE"),
         (["DATASET", "--samples", "3"], "USAGE"),
     ],

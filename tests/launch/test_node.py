@@ -242,16 +242,21 @@ def test_after_a_kill_the_run_goes_on_by_itself_and_a_lone_process_is_spoken_for
             clear_away(job)
 
 
+def breaking(folder, condition):
+    """What stands before a command whose Pythons end at once, without a word, where `condition` holds."""
+    (folder / "broken").mkdir()
+    text = f"import os, sys\nif {condition}: os._exit(9)\n"
+    (folder / "broken" / "sitecustomize.py").write_text(text)
+    return ["env", f"PYTHONPATH={folder / 'broken'}"]
+
+
 @pytest.mark.slow
 def test_an_old_run_is_moved_aside_once_also_where_the_first_start_fails_before_that(digits, tmp_path):
-    (tmp_path / "broken").mkdir()
-    breaks = "import os, sys\nif os.environ.get('LOCKSTEP_START') == '0': os._exit(9)\n"
-    (tmp_path / "broken" / "sitecustomize.py").write_text(breaks)
     old = tmp_path / "run" / "checkpoints" / "step-00000007"
     old.mkdir(parents=True)
     (old / "MANIFEST.json").write_text("{}")
     (tmp_path / "run" / "config.yaml").write_text("old")
-    command = ["env", f"PYTHONPATH={tmp_path / 'broken'}", *ours("--max-restarts", "1")]
+    command = [*breaking(tmp_path, "os.environ.get('LOCKSTEP_START') == '0'"), *ours("--max-restarts", "1")]
     job = begin(command, tmp_path, digits=digits, more=["--fresh", "--train.max-steps", "2"])
     try:
         assert job.process.wait(timeout=DEADLINE) == 0, job.text()
@@ -266,10 +271,10 @@ def test_an_old_run_is_moved_aside_once_also_where_the_first_start_fails_before_
 @pytest.mark.slow
 def test_three_starts_without_progress_are_enough(digits, tmp_path):
     """A lone process that ends, without a word, before it has done a step."""
-    (tmp_path / "broken").mkdir()
-    breaks = "import os, sys\nif 'training/run.py' in ' '.join(sys.orig_argv): os._exit(9)\n"
-    (tmp_path / "broken" / "sitecustomize.py").write_text(breaks)
-    command = ["env", f"PYTHONPATH={tmp_path / 'broken'}", *ours("--max-restarts", "9")]
+    command = [
+        *breaking(tmp_path, "'training/run.py' in ' '.join(sys.orig_argv)"),
+        *ours("--max-restarts", "9"),
+    ]
     job = begin(command, tmp_path, digits=digits)
     try:
         assert job.process.wait(timeout=DEADLINE) == 70, job.text()
