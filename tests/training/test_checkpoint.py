@@ -472,14 +472,18 @@ def save_for_ever(step, acknowledge):
         assert writer.outcome().error is None
         os.write(acknowledge, f"{step}\\n".encode())
 
-last, caught, faults, steps = 0, 0, [], []
+last, caught, faults, steps, pace = 0, 0, [], [], None
 for _ in range(kills):
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         save_for_ever(last, writing)
     os.close(writing)
-    time.sleep(draws.uniform(0.02, 0.8))
+    if pace is None:  # seconds to the first save of a child, on this machine, now
+        began = time.monotonic()
+        os.read(reading, 1 << 16)
+        pace, last = time.monotonic() - began, 1
+    time.sleep(draws.uniform(0.05, 3) * pace)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     with os.fdopen(reading) as acknowledged:
