@@ -51,7 +51,7 @@ def typed(command, folder):
     environment = {**own, "PATH": path, "OMP_NUM_THREADS": "1"}
     words = ["bash", "-euc", command]
     done = subprocess.run(
-        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
+        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=580, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -82,6 +82,7 @@ def test_the_weights_load_as_the_readme_says(demo, clone):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_users_own_pictures_go_from_a_folder_to_an_evaluation(clone):
     draws = np.random.default_rng(0)
     for name in ("coffee", "chelsea"):
