@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -15,13 +14,8 @@ SHOWN, MENDS_SHOWN = 10, 3  # of a kind
 HEADINGS = {HURTS: "What would hurt:", NOTE: "Worth knowing:"}
 
 
-def as_json(diagnosis: Diagnosis) -> str:
-    """One JSON object for machines, in one line."""
-    return json.dumps(content_of(diagnosis), ensure_ascii=False)
-
-
 def content_of(diagnosis: Diagnosis) -> dict[str, Any]:
-    """The fields of that object."""
+    """The same for machines, as the fields of a JSON object."""
     findings = [finding.as_json() for finding in diagnosis.findings]
     return {"dataset": diagnosis.dataset, "checked": asdict(diagnosis.checked), "findings": findings}
 
