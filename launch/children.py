@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from data_pipeline.fault import USER_EXIT
 from launch.command import Command
 from launch.ends import End, is_bad
 from launch.stop_signals import StopSignals
@@ -40,6 +41,7 @@ class Children:
         self._running: dict[int, subprocess.Popen[bytes]] = {}  # by rank
         self._ours: set[int] = set()
         self.ends: list[End] = []
+        self.first = 0  # the lowest rank of all that were started
 
     def __enter__(self) -> Children:
         return self
@@ -50,7 +52,9 @@ class Children:
             process.wait()
 
     def start(self, plan: Plan) -> None:
-        """Start one; USAGE where this machine does not let it."""
+        """Start one; USAGE where this machine does not let it. The first one has the lowest rank."""
+        if not self._running:
+            self.first = plan.rank
         known = {
             name: value
             for name, value in os.environ.items()
@@ -133,9 +137,12 @@ def see_out(children: Children, signals: StopSignals, others: Others) -> None:
         for number in signals.take():
             others.stopping()
             children.send(number)
-        failed = any(is_bad(end) for end in children.collect())
+        over = children.collect()
+        failed = any(is_bad(end) for end in over)
         if failed:
             others.failing()
+        if any(end.code == USER_EXIT and end.rank == children.first for end in over):
+            children.send(signal.SIGTERM)  # they wait for it to say what is wrong, and it has
         now = time.monotonic()
         if deadline is None and (others.failed() or failed):
             deadline = now + LAST_WORDS

@@ -67,6 +67,19 @@ def test_who_outlives_a_failure_is_killed_after_a_while_also_where_signals_are_i
     assert 3 < seconds < 8
 
 
+def test_those_who_wait_for_the_first_to_name_a_mistake_are_told_once_it_has():
+    waits = "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(3))\ntime.sleep(60)"
+    ends, _ = seen_out("import time\ntime.sleep(2)\nraise SystemExit(2)", waits, waits)
+    assert [(end.rank, end.code, end.ours) for end in sorted(ends)] == [
+        (0, 2, False),
+        (1, 3, False),
+        (2, 3, False),
+    ]
+    assert outcome_of(ends, None, [], learning=True).exit_code == 2
+    ends, _ = seen_out(waits, "import time\ntime.sleep(2)\nraise SystemExit(2)")
+    assert sorted(ends)[0].ours, "of another one's mistake the first hears from itself"
+
+
 def test_a_failure_elsewhere_ends_the_processes_here():
     class Elsewhere(Others):
         def failed(self):
