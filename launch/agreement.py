@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from typing import Any, NamedTuple
 
 from launch.attempts import Outcome
+from launch.children import heed
 from launch.ends import INTERRUPTED, STOPPED
 from launch.links import Links
 from launch.stop_signals import StopSignals
@@ -14,7 +14,6 @@ from training.vigil.ending import EXIT_CODES
 
 LONGEST = 660.0  # seconds for process zero to write its last checkpoint, and for the others to hear of it
 PATIENCE = 10.0  # seconds for the others to see their processes out, once one has failed
-TICK = 0.25  # seconds
 
 
 class Verdict(NamedTuple):
@@ -34,7 +33,7 @@ def agree(links: Links, signals: StopSignals, mine: Outcome) -> Verdict:
     """Node 0 hears how the processes of all nodes ended; how the start did, and because of which node."""
     until = time.monotonic() + LONGEST
     while links.waits_for("over") and not signals.at_once and time.monotonic() < until:
-        _wait(links, signals)
+        heed(signals, links)
         if links.failed():
             until = min(until, time.monotonic() + PATIENCE)
     said = links.said("over")
@@ -55,7 +54,7 @@ def hear_verdict(links: Links, signals: StopSignals, mine: Outcome) -> Verdict:
     links.tell({"over": mine._asdict()})
     until = time.monotonic() + LONGEST
     while links.waits_for("verdict") and not signals.at_once and time.monotonic() < until:
-        _wait(links, signals)
+        heed(signals, links)
         links.hear()
     said = links.said("verdict").get(0)
     if isinstance(said, dict):
@@ -65,14 +64,6 @@ def hear_verdict(links: Links, signals: StopSignals, mine: Outcome) -> Verdict:
         )
     outcome = Outcome(INTERRUPTED) if signals.at_once else links.gone(0)
     return Verdict(outcome, 0, links.name_of(0))
-
-
-def _wait(links: Links, signals: StopSignals) -> None:
-    signals.wait(links.files(), seconds=TICK)
-    if signals.take():
-        links.stopping()
-    if links.stop() and not signals.asked:
-        signals.heard.append(signal.SIGTERM)
 
 
 def _outcome(said: object) -> Outcome:

@@ -41,7 +41,6 @@ class Children:
         self._running: dict[int, subprocess.Popen[bytes]] = {}  # by rank
         self._ours: set[int] = set()
         self.ends: list[End] = []
-        self.first = 0  # the lowest rank of all that were started
 
     def __enter__(self) -> Children:
         return self
@@ -52,9 +51,7 @@ class Children:
             process.wait()
 
     def start(self, plan: Plan) -> None:
-        """Start one; USAGE where this machine does not let it. The first one has the lowest rank."""
-        if not self._running:
-            self.first = plan.rank
+        """Start one; USAGE where this machine does not let it."""
         known = {
             name: value
             for name, value in os.environ.items()
@@ -80,6 +77,11 @@ class Children:
     def running(self) -> bool:
         """Whether any has not ended."""
         return bool(self._running)
+
+    @property
+    def lowest(self) -> int:
+        """The lowest rank of those that have not ended."""
+        return min(self._running)
 
     def collect(self) -> list[End]:
         """Those that have ended since the last call."""
@@ -127,21 +129,30 @@ class Others:
         return False
 
 
+def heed(signals: StopSignals, others: Others) -> list[int]:
+    """Wait a moment; the signals that came meanwhile, of which the others were told.
+
+    A stop that was asked for elsewhere is one of them.
+    """
+    signals.wait(others.files(), seconds=TICK)
+    if others.stop() and not signals.asked:
+        signals.heard.append(signal.SIGTERM)
+    if heard := signals.take():
+        others.stopping()
+    return heard
+
+
 def see_out(children: Children, signals: StopSignals, others: Others) -> None:
     """Until all have ended: signals are passed on, and who outlives a failure of another is killed."""
-    deadline = None
+    deadline, first = None, children.lowest
     while children.running:
-        signals.wait(others.files(), seconds=TICK)
-        if others.stop() and not signals.asked:
-            signals.heard.append(signal.SIGTERM)
-        for number in signals.take():
-            others.stopping()
+        for number in heed(signals, others):
             children.send(number)
         over = children.collect()
         failed = any(is_bad(end) for end in over)
         if failed:
             others.failing()
-        if any(end.code == USER_EXIT and end.rank == children.first for end in over):
+        if any(end.code == USER_EXIT and end.rank == first for end in over):
             children.send(signal.SIGTERM)  # they wait for it to say what is wrong, and it has
         now = time.monotonic()
         if deadline is None and (others.failed() or failed):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from training.config import UserError
 
@@ -37,16 +39,27 @@ def count_gpus() -> int:
     if not has_driver(os.environ):
         return 0
     try:
-        said = subprocess.run(
-            [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, timeout=WITHIN
-        )
-        return int(said.stdout.split()[-1])
+        return int(ask_torch(PROGRAM))
+    except NoAnswer as why:
+        raise UserError(
+            f"the GPUs of this machine cannot be counted: {why}",
+            mend="see whether nvidia-smi answers, or use none: --cpu",
+            code="USAGE",
+        ) from None
+
+
+class NoAnswer(Exception):
+    """Why torch does not say, in a line."""
+
+
+def ask_torch(program: str, env: Mapping[str, str] | None = None) -> Any:
+    """What a program says of torch in a process of its own: JSON, in its last line; NoAnswer."""
+    argv = [sys.executable, "-c", program]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=WITHIN, env=env)
+        return json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
-        why = f"no answer within {WITHIN:g} seconds"
+        raise NoAnswer(f"no answer within {WITHIN:g} seconds") from None
     except (IndexError, ValueError):
-        why = (said.stderr.strip().splitlines() or ["torch did not say"])[-1]
-    raise UserError(
-        f"the GPUs of this machine cannot be counted: {why}",
-        mend="see whether nvidia-smi answers, or use none: --cpu",
-        code="USAGE",
-    )
+        complaint = done.stderr.strip().splitlines() or [f"torch did not say: exit code {done.returncode}"]
+        raise NoAnswer(complaint[-1]) from None

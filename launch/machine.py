@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 from data_pipeline.command_line import usable_cores
-from launch.gpus import WITHIN, has_driver, wants_cpu
+from launch.gpus import NoAnswer, ask_torch, has_driver, wants_cpu
 from launch.interfaces import address_outside
 
 TRIED = 1 << 26  # bytes that are written to see how fast that is
@@ -99,14 +96,10 @@ def look_around(runs: Path) -> Machine:
 
 def _ask_torch() -> Torch:
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""} if wants_cpu() else None
-    argv = [sys.executable, "-c", PROGRAM]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=WITHIN, env=env)
-        version, built_for, gpus = json.loads(done.stdout.splitlines()[-1])
-    except subprocess.TimeoutExpired:
-        return Torch(trouble=f"no answer within {WITHIN:g} seconds")
-    except (IndexError, ValueError):
-        return Torch(trouble=(done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+        version, built_for, gpus = ask_torch(PROGRAM, env)
+    except NoAnswer as why:
+        return Torch(trouble=str(why))
     return Torch(version, built_for, tuple(Gpu(*one) for one in gpus))
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from data_pipeline.command_line import say
 from launch.agreement import agree, hear_verdict
-from launch.attempts import NO_PROGRESS, Outcome
+from launch.attempts import Outcome
 from launch.children import Children, see_out
 from launch.command import Command
 from launch.ends import STOPPED, outcome_of
@@ -109,12 +109,13 @@ def _conclude(launcher: Launcher, group: Group, mine: Outcome) -> Outcome | None
             return None
     else:
         verdict = agree(group.links, launcher.signals, mine)
-        ended = starts.after(verdict.outcome._replace(spoken=True), asked=launcher.signals.asked)
+        spoken = verdict.outcome._replace(spoken=True)
+        ended = starts.after(spoken, asked=launcher.signals.asked)
         verdict = verdict._replace(outcome=ended or verdict.outcome, again=ended is None)
         group.links.tell({"verdict": verdict.as_json()})
         group.links.part()
-        if ended is None or ended.what.startswith(f"error: {NO_PROGRESS}"):
-            return ended
+        if ended is not spoken:
+            return ended  # none, or one that `after` has said already
     outcome = verdict.outcome
     if outcome.name and (outcome.exit_code != mine.exit_code or not mine.spoken):
         starts.say(outcome, writes=launcher.port is not None)
